@@ -1,0 +1,63 @@
+"""What the tests share: the script as a module and as a command, and small data sets in the layouts that users have."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+# Runs as small as a test's: 8×8 images, a few channels, four steps an epoch.
+TOY = "--image-size 8 --width-g 4 --width-d 4 --latent-dim 8 --batch-size 8 --precision fp32 --device cpu".split()
+
+
+def command(*words: object, **options) -> subprocess.CompletedProcess:
+    """Run the script as a user does; the environment says that there is no display."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")}
+    line = [sys.executable, str(ROOT / "rollnumber_04.py"), *map(str, words)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=240, env=environment, check=False, **options)
+
+
+@pytest.fixture
+def fails(capsys, tmp_path):
+    """Call main with a command line that must fail; returns its one sentence after checking that it is one."""
+    import rollnumber_04 as gan
+
+    def call(*words: object, writes_nothing_to: Path | None = None) -> str:
+        out = writes_nothing_to or tmp_path / "out-that-must-not-appear"
+        words = [*map(str, words)]
+        assert gan.main(words if words[0] == "generate" else [*words, "--out", str(out)]) == 2
+        assert not out.exists()
+        message = capsys.readouterr().err
+        assert message.startswith("rollnumber_04.py: ")
+        assert message.count("\n") == 1
+        assert "Traceback" not in message
+        return message
+
+    return call
+
+
+def pictures(count: int, size: int = 8, seed: int = 0) -> np.ndarray:
+    """Random uint8 colour images, count×size×size×3."""
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def save_all(images: np.ndarray, folder: Path, suffix: str = ".png") -> Path:
+    """Write images as 0000.png, 0001.png … into a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:04d}{suffix}")
+    return folder
+
+
+@pytest.fixture
+def class_folders(tmp_path) -> Path:
+    """Two classes of 16 colour images of 8×8 each, as plain class folders."""
+    images = pictures(32)
+    save_all(images[:16], tmp_path / "data" / "cat")
+    save_all(images[16:], tmp_path / "data" / "dog")
+    return tmp_path / "data"

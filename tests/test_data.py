@@ -1,0 +1,336 @@
+"""Every layout and image mode comes out right, and what is wrong with a data set is said in one sentence."""
+
+import gzip
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOY, pictures, save_all
+from PIL import Image
+
+import rollnumber_04 as gan
+
+LABELS = np.arange(20) % 2
+
+
+def write_idx(path, array, zipped=False):
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(header + array.tobytes()) if zipped else header + array.tobytes())
+
+
+def write_cifar(folder, images, labels, python2=True, **changes):
+    """CIFAR's own layout; with python2 the pickles name numpy's functions as the original files do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    half = len(images) // 2
+    for name, part in (("data_batch_1", slice(0, half)), ("data_batch_2", slice(half, None)), ("test_batch", slice(4))):
+        batch = {"batch_label": name, "labels": [int(i) for i in labels[part]], "data": rows[part]} | changes
+        data = pickle.dumps(batch, protocol=2)
+        (folder / name).write_bytes(data.replace(b"numpy._core.", b"numpy.core.") if python2 else data)
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["cat", "dog"], "num_vis": 3072}, protocol=2))
+    (folder / "readme.html").write_text("<html>")
+
+
+def as_set(images: gan.Images) -> set:
+    """The images with their classes' names, in any order."""
+    labels = images.labels.tolist() if images.labels is not None else [None] * len(images.pixels)
+    names = [images.classes[label] if label is not None else None for label in labels]
+    return {(pixels.numpy().tobytes(), name) for pixels, name in zip(images.pixels, names, strict=True)}
+
+
+# ---------------------------------------------------------------------------------------------------------- layouts
+
+
+@pytest.mark.parametrize("layout", ["split", "classes", "pickles", "pickles3", "parent", "npz", "npz-nchw", "npz-split"])
+def test_colour_layouts_hold_the_same_images(tmp_path, layout):
+    images = pictures(20, 32)
+    names = ["cat", "dog"]
+    root = tmp_path / "data"
+    if layout == "split":
+        for label, name in enumerate(names):
+            save_all(images[LABELS == label], root / "train" / name)
+            save_all(images[:4][LABELS[:4] == label], root / "test" / name)
+    elif layout == "classes":
+        for label, name in enumerate(names):
+            save_all(images[LABELS == label], root / name, ".bmp")
+    elif layout == "parent":
+        write_cifar(root / "cifar-10-batches-py", images, LABELS)
+    elif layout.startswith("pickles"):
+        write_cifar(root, images, LABELS, python2=layout == "pickles")
+    else:
+        root.mkdir()
+        arrays = {
+            "npz": {"images": images, "labels": LABELS, "classes": np.array(names)},
+            "npz-nchw": {"x": images.transpose(0, 3, 1, 2), "y": LABELS[:, None], "classes": np.array(names)},
+            "npz-split": {"x_train": images, "y_train": LABELS, "x_test": images[:4], "y_test": LABELS[:4]},
+        }[layout]
+        np.savez(root / "set.npz", **arrays)
+        root = root / "set.npz" if layout == "npz" else root
+    expected = {(image.tobytes(), names[label]) for image, label in zip(images, LABELS, strict=True)}
+    if layout == "npz-split":
+        expected = {(image, str(names.index(name))) for image, name in expected}
+    loaded = gan.load_images(root)
+    assert loaded.pixels.dtype == torch.uint8
+    assert loaded.pixels.shape == (20, 32, 32, 3)
+    assert as_set(loaded) == expected
+    if layout in ("classes", "npz", "npz-nchw"):
+        with pytest.raises(gan.UserError, match=r"not divided|found 0"):
+            gan.load_images(root, "test")
+    else:
+        test = gan.load_images(root, "test")
+        assert len(test.pixels) == 4
+        assert as_set(test) < expected
+
+
+def test_flat_folder_has_no_labels(tmp_path):
+    images = pictures(5)
+    loaded = gan.load_images(save_all(images, tmp_path / "flat"))
+    assert loaded.labels is None
+    assert loaded.classes == ()
+    assert (loaded.pixels.numpy() == images).all()
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("folder", ["", "raw"])
+def test_idx(tmp_path, zipped, folder):
+    images, end = pictures(20, 28)[..., 0], ".gz" * zipped
+    for split, part in (("train", slice(None)), ("t10k", slice(3, 9))):
+        write_idx(tmp_path / folder / f"{split}-images-idx3-ubyte{end}", images[part], zipped)
+        write_idx(tmp_path / folder / f"{split}-labels-idx1-ubyte{end}", LABELS[part].astype(np.uint8), zipped)
+    for split, part in (("train", slice(None)), ("test", slice(3, 9))):
+        loaded = gan.load_images(tmp_path, split)
+        assert loaded.pixels.shape == (len(images[part]), 28, 28, 1)
+        assert (loaded.pixels[..., 0].numpy() == images[part]).all()
+        assert (loaded.labels.numpy() == LABELS[part]).all()
+        assert loaded.classes == ("0", "1")
+
+
+def test_a_test_class_keeps_its_training_label(tmp_path):
+    for name in ("ant", "bee", "cow"):
+        save_all(pictures(2), tmp_path / "train" / name)
+    save_all(pictures(3), tmp_path / "test" / "cow")
+    assert gan.load_images(tmp_path, "test").labels.tolist() == [2, 2, 2]
+    save_all(pictures(1), tmp_path / "test" / "dog")
+    with pytest.raises(gan.UserError, match="class dog is not in"):
+        gan.load_images(tmp_path, "test")
+
+
+def test_shapes_are_ten_classes_and_always_the_same():
+    first, again, other = gan.load_images(), gan.load_images(), gan.load_images(split="test", image_size=28)
+    assert first.pixels.shape == (10_000, 32, 32, 3)
+    assert torch.equal(first.pixels, again.pixels)
+    assert other.pixels.shape == (2_000, 28, 28, 3)
+    assert torch.bincount(first.labels).tolist() == [1000] * 10
+    assert len(first.classes) == 10
+    # Classes are told apart by shape alone: the mean covering of the centre and of the rim differs between them.
+    grey = first.pixels.float().mean(3)
+    contrast = (grey - grey[:, :1, :1]).abs()
+    means = torch.stack([contrast[first.labels == label].mean(0) for label in range(10)])
+    assert torch.cdist(means.flatten(1), means.flatten(1)).add(torch.eye(10) * 1e9).min() > 100
+
+
+def test_download_uses_what_torchvision_finds(tmp_path, monkeypatch):
+    for split, count in (("train", 12), ("t10k", 4)):
+        write_idx(tmp_path / f"MNIST/raw/{split}-images-idx3-ubyte", pictures(count, 28)[..., 0])
+        write_idx(tmp_path / f"MNIST/raw/{split}-labels-idx1-ubyte", np.arange(count).astype(np.uint8))
+    options = gan.parse_options(["--download", "mnist", "--data", str(tmp_path)])
+    assert len(gan.load_images(options.data).pixels) == 12
+
+
+# ------------------------------------------------------------------------------------------------------ image modes
+
+
+def as_rgb(image: Image.Image, size: int = 8) -> np.ndarray:
+    return np.asarray(gan.to_rgb(image, size))
+
+
+def test_palette_transparency_and_alpha_are_composited_on_white():
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[:, :4] = (200, 100, 0, 255)
+    rgba[:, 4:] = (200, 100, 0, 0)
+    half = rgba.copy()
+    half[..., 3] = 128
+    assert (as_rgb(Image.fromarray(rgba))[:, :4] == (200, 100, 0)).all()
+    assert (as_rgb(Image.fromarray(rgba))[:, 4:] == 255).all()
+    assert abs(as_rgb(Image.fromarray(half)).astype(int) - (227, 177, 127)).max() <= 1
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert (as_rgb(palette) == (10, 20, 30)).all()
+    palette.info["transparency"] = 1
+    assert (as_rgb(palette) == 255).all()
+    assert (as_rgb(Image.new("LA", (8, 8), (40, 0))) == 255).all()
+
+
+def test_deep_grey_cmyk_and_bilevel():
+    ramp = (np.arange(64).reshape(8, 8) * 1040).astype(np.uint16)
+    expected = np.round(ramp / 257).astype(int)
+    assert (as_rgb(Image.fromarray(ramp))[..., 0] == expected).all()
+    assert (as_rgb(Image.fromarray(ramp.astype(np.int32)))[..., 2] == expected).all()
+    assert (as_rgb(Image.new("CMYK", (8, 8), (0, 255, 255, 0))) == (255, 0, 0)).all()
+    assert (as_rgb(Image.new("1", (8, 8), 1)) == 255).all()
+    assert (as_rgb(Image.new("L", (8, 8), 77)) == 77).all()
+    with pytest.raises(ValueError, match="floating-point"):
+        gan.to_rgb(Image.new("F", (8, 8)), 8)
+
+
+def test_files_of_every_mode_through_the_loader(tmp_path):
+    grey16 = np.full((8, 8), 0x8080, np.uint16)
+    Image.fromarray(grey16).save(tmp_path / "deep.png")
+    Image.fromarray(grey16).save(tmp_path / "deep.tif")
+    Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(tmp_path / "ink.tif")
+    Image.new("RGBA", (8, 8), (1, 2, 3, 0)).save(tmp_path / "void.webp", lossless=True)
+    Image.new("P", (8, 8)).save(tmp_path / "palette.gif")
+    loaded = dict(zip(sorted(p.name for p in tmp_path.iterdir()), gan.load_images(tmp_path).pixels.numpy(), strict=True))
+    assert (loaded["deep.png"] == 128).all()
+    assert (loaded["deep.tif"] == 128).all()
+    assert (loaded["ink.tif"] == (0, 255, 255)).all()
+    assert (loaded["void.webp"] == 255).all()
+    assert (loaded["palette.gif"] == 0).all()
+
+
+def test_exif_orientation(tmp_path):
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
+    assert (gan.load_images(tmp_path).pixels[0, 4:] == 255).all()
+
+
+def test_resizing_is_antialiased_and_centred(tmp_path):
+    stripes = np.zeros((256, 512, 3), np.uint8)
+    stripes[:, ::2] = 255
+    stripes[:, :128] = stripes[:, 384:] = (255, 0, 0)
+    resized = as_rgb(Image.fromarray(stripes), 8).astype(int)
+    assert abs(resized[:, 1:-1] - 127).max() < 8  # a nearest-pixel resize would give 0 or 255
+    save_all(stripes[None], tmp_path)
+    assert gan.load_images(tmp_path, image_size=16).pixels.shape == (1, 16, 16, 3)
+
+
+@pytest.mark.parametrize(("own", "expected"), [(28, 28), (32, 32), (72, 64), (30, 28), (96, 96), (200, 64), (5, 8)])
+def test_size_when_none_is_asked_for(tmp_path, own, expected):
+    np.savez(tmp_path / "a.npz", pictures(2, own))
+    assert gan.load_images(tmp_path).pixels.shape[1] == expected
+
+
+def test_a_set_that_is_grey_in_every_pixel_has_one_channel(tmp_path):
+    grey = np.repeat(pictures(3)[..., :1], 3, axis=3)
+    assert gan.load_images(save_all(grey, tmp_path / "grey")).pixels.shape == (3, 8, 8, 1)
+    save_all(np.concatenate([grey, pictures(1)]), tmp_path / "grey")
+    assert gan.load_images(tmp_path / "grey").pixels.shape == (4, 8, 8, 3)
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_bad_folders(fails, tmp_path, class_folders):
+    assert "no-such: there is no such file" in fails("--data", tmp_path / "no-such")
+    (tmp_path / "empty").mkdir()
+    assert "empty: this folder is empty" in fails("--data", tmp_path / "empty")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "notes.txt").write_text("no pictures here")
+    assert "text: there is no image" in fails("--data", tmp_path / "text")
+    assert "notes.txt: neither a folder nor" in fails("--data", tmp_path / "text" / "notes.txt")
+    (class_folders / "eel").mkdir()
+    assert "eel: this class folder has no image" in fails("--data", class_folders)
+    (class_folders / "eel").rmdir()
+    save_all(pictures(1), class_folders)
+    assert "0000.png lie beside its class folders" in fails("--data", class_folders)
+    save_all(pictures(1), tmp_path / "one")
+    assert "1 image is too few" in fails("--data", tmp_path / "one")
+
+
+def test_damaged_images_are_named_or_skipped(fails, capsys, tmp_path, class_folders):
+    whole = (class_folders / "cat" / "0003.png").read_bytes()
+    (class_folders / "cat" / "0003.png").write_bytes(whole[: len(whole) // 2])
+    assert "cat/0003.png: " in fails("--data", class_folders).replace("\\", "/")
+    (class_folders / "dog" / "0000.png").write_text("not a picture")
+    (class_folders / "dog" / "0001.png").write_bytes(b"")
+    message = fails("--data", class_folders)
+    assert "(and 2 more); --skip-unreadable" in message
+    loaded = gan.load_images(class_folders, skip_unreadable=True)
+    assert loaded.labels.tolist() == [0] * 15 + [1] * 14
+    assert (loaded.pixels.numpy() == np.delete(pictures(32), [3, 16, 17], axis=0)).all()
+    told = capsys.readouterr().out
+    assert "skipped 3 unreadable images" in told
+    assert all(name in told for name in ("0003.png", "0000.png: not an image", "0001.png"))
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"")
+    assert "none of its images can be read" in fails("--data", tmp_path / "bad", "--skip-unreadable")
+    assert "a.png: not an image" in fails("--data", tmp_path / "bad")
+
+
+def test_labels_and_images_that_differ_in_number(fails, tmp_path):
+    np.savez(tmp_path / "a.npz", x=pictures(6), y=np.arange(5))
+    assert "a.npz: 6 train images but 5 labels" in fails("--data", tmp_path / "a.npz")
+    write_idx(tmp_path / "idx" / "train-images-idx3-ubyte", pictures(6)[..., 0])
+    write_idx(tmp_path / "idx" / "train-labels-idx1-ubyte", np.arange(7).astype(np.uint8))
+    assert "6 train images but 7 labels" in fails("--data", tmp_path / "idx")
+    write_cifar(tmp_path / "cifar", pictures(20, 32), LABELS, labels=[0, 1])
+    assert "data_batch_1: not a CIFAR batch (10 images but 2 labels)" in fails("--data", tmp_path / "cifar")
+
+
+def test_damaged_arrays(fails, tmp_path):
+    write_idx(tmp_path / "idx" / "train-images-idx3-ubyte", pictures(6)[..., 0])
+    path = tmp_path / "idx" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "its header says 384 values, it holds only 383" in fails("--data", tmp_path / "idx")
+    path.write_bytes(path.read_bytes() + b"ab")
+    assert "it holds more" in fails("--data", tmp_path / "idx")
+    path.write_bytes(bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**31, 2**31, 2**31) + b"tiny")
+    assert "train-images-idx3-ubyte: " in fails("--data", tmp_path / "idx")
+    (tmp_path / "a.npz").write_bytes(b"PK\3\4 and then nothing")
+    assert "a.npz: not a readable .npz" in fails("--data", tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", x=pictures(6).astype(np.float32))
+    assert "expected uint8 images" in fails("--data", tmp_path / "b.npz")
+    np.savez(tmp_path / "c.npz", x=np.array([{"an": "object"}]))
+    assert "c.npz: not a readable .npz" in fails("--data", tmp_path / "c.npz")
+    np.savez(tmp_path / "d.npz", x=pictures(2), y=np.array([0, -1]))
+    assert "labels must be whole numbers" in fails("--data", tmp_path / "d.npz")
+
+
+class Exploit:
+    """A pickle that would run a command when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_runs_no_code(fails, tmp_path):
+    write_cifar(tmp_path / "cifar", pictures(20, 32), LABELS, extra=Exploit(tmp_path / "ran"))
+    message = fails("--data", tmp_path / "cifar")
+    assert "which no CIFAR file needs" in message
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_that_claims_a_huge_array_allocates_nothing(fails, tmp_path):
+    write_cifar(tmp_path / "cifar", pictures(20, 32), LABELS)
+    path = tmp_path / "cifar" / "data_batch_1"
+    claim, lie = b"M\x0a\x00M\x00\x0c" if b"M\x0a\x00M\x00\x0c" in path.read_bytes() else b"K\x0aM\x00\x0c", None
+    lie = b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f"  # 2^31-1 rows of as many bytes
+    assert claim in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(claim, lie))
+    assert "data_batch_1: not a CIFAR batch" in fails("--data", tmp_path / "cifar")
+
+
+@pytest.mark.parametrize("size", [7, 9, 30, 33, 100])
+def test_a_size_that_the_networks_cannot_make(fails, size):
+    message = fails("--image-size", size)
+    assert f"--image-size {size}: must be 4, 5, 6 or 7 times a power of two" in message
+
+
+def test_bad_data_as_a_user_sees_it(tmp_path):
+    from conftest import command
+
+    done = command("--data", tmp_path / "missing", "--out", tmp_path / "run", *TOY)
+    assert done.returncode == 2
+    assert done.stderr == f"rollnumber_04.py: --data {tmp_path / 'missing'}: there is no such file or folder\n"
+    assert list(tmp_path.iterdir()) == []
