@@ -133,23 +133,6 @@ def checked_size(size: int) -> int:
     return size
 
 
-def natural_size(source: Source, skip_unreadable: bool) -> int:
-    """The size to train at when none is asked for: the first image's own if it can be made (to 128), else ≤ 64."""
-    for item in source.items:
-        try:
-            width, height = (
-                item.shape[1::-1] if isinstance(item, np.ndarray) else Image.open(item, formats=IMAGE_FORMATS).size
-            )
-        except Exception as error:  # a decoder may fail in any way on a damaged file
-            if skip_unreadable:
-                continue
-            raise UserError(f"{item}: {complaint(error)}; --skip-unreadable leaves such images out") from None
-        if width == height <= 128 and width in SIZES:
-            return width
-        return max((size for size in SIZES if size <= min(width, height, 64)), default=SIZES[0])
-    raise UserError("--data: none of its images can be read")
-
-
 def find_images(path: Path, split: str) -> Source:
     """Tell by its content which layout `path` has, and list the split's images and labels without decoding them."""
     if path.is_file():
@@ -243,7 +226,7 @@ def array_files(folder: Path) -> dict[str, list[Path]]:
     """The files of a folder that hold arrays, by kind; a zip counts only if it calls itself .npz."""
     kinds: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir()):
-        if file.is_file() and not file.name.startswith(".") and not is_image_name(file.name):
+        if not file.name.startswith(".") and not is_image_name(file.name) and file.is_file():
             kind = array_kind(file)
             if kind and (kind != "npz" or file.suffix.lower() == ".npz"):
                 kinds.setdefault(kind, []).append(file)
@@ -257,7 +240,7 @@ def pick_arrays(arrays: dict[str, np.ndarray], classes: Sequence[str], split: st
     """
     arrays = {name: a for name, a in arrays.items() if any(t in name.lower() for t in TEST_NAMES) == (split == "test")}
     images = [array for array in arrays.values() if array.ndim in (3, 4)]
-    labels = [array for array in arrays.values() if array.size == len(array)]
+    labels = [array for array in arrays.values() if array.ndim in (1, 2) and array.size == len(array)]
     if len(images) != 1 or len(labels) > 1:
         found = f"found {len(images)} and {len(labels)}"
         raise UserError(f"--data {where}: expected one array of {split} images and at most one of labels, {found}")
@@ -358,9 +341,31 @@ def read_cifar(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
 ARRAY_READERS = {"npz": read_npz, "idx": read_idx, "pickle": read_cifar}
 
 
+def open_image(item: Path | np.ndarray) -> Image.Image:
+    """An image file or a uint8 array H×W[×3] as Pillow's image, not decoded yet. Raises what Pillow raises."""
+    if isinstance(item, np.ndarray):
+        return Image.fromarray(item)
+    return Image.open(io.BytesIO(item.read_bytes()), formats=IMAGE_FORMATS)
+
+
 def complaint(error: Exception) -> str:
     """What a decoder's exception says, in a few words; Pillow's own on an unknown file only repeats its name."""
     return "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
+
+
+def natural_size(source: Source, skip_unreadable: bool) -> int:
+    """The size to train at when none is asked for: the first image's own if it can be made (to 128), else ≤ 64."""
+    for item in source.items:
+        try:
+            width, height = open_image(item).size
+        except Exception as error:  # a decoder may fail in any way on a damaged file
+            if skip_unreadable:
+                continue
+            raise UserError(f"{item}: {complaint(error)}; --skip-unreadable leaves such images out") from None
+        if width == height <= 128 and width in SIZES:
+            return width
+        return max((size for size in SIZES if size <= min(width, height, 64)), default=SIZES[0])
+    raise UserError("--data: none of its images can be read")
 
 
 def decode(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, dict[int, str]]:
@@ -395,11 +400,7 @@ def decode_chunk(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndar
     pixels, failed = np.zeros((len(items), size, size, 3), np.uint8), {}
     for i, item in enumerate(items):
         try:
-            if isinstance(item, np.ndarray):
-                image = Image.fromarray(item)
-            else:
-                image = Image.open(io.BytesIO(item.read_bytes()), formats=IMAGE_FORMATS)
-            pixels[i] = to_rgb(image, size)
+            pixels[i] = to_rgb(open_image(item), size)
         except Exception as error:  # a decoder may fail in any way on a damaged file; the caller names them all
             failed[i] = f"{item}: {complaint(error)}"
     return pixels, failed
@@ -779,9 +780,7 @@ def bf16_pays(options: argparse.Namespace, channels: int, device: torch.device) 
     return min(seconds[True]) < min(seconds[False])  # the minimum: whatever else the machine does only ever adds
 
 
-def train_epoch(
-    run: Run, pixels: Tensor, steps: int, batch_size: int, options: argparse.Namespace
-) -> Iterator[dict[str, float]]:
+def train_epoch(run: Run, pixels: Tensor, steps: int, options: argparse.Namespace) -> Iterator[dict[str, float]]:
     """One pass over the data in batches; yields a row of LOG_COLUMNS, means over up to `log_every` steps, as it goes.
 
     The measures add up on the device, which is waited for only where a row is made. Raises UserError (status 1) at a
@@ -790,7 +789,7 @@ def train_epoch(
     order = epoch_order(len(pixels), options.seed, run.epoch + 1).to(pixels.device)
     totals, waiting, began = torch.zeros(len(MEASURES), device=run.rng.device), 0, time.perf_counter()
     for i in range(steps):
-        index = order[i * batch_size : (i + 1) * batch_size]
+        index = order[i * options.batch_size : (i + 1) * options.batch_size]
         totals += train_step(run, real_batch(pixels, index, options.flip, run.rng), options)
         waiting += 1
         if waiting == options.log_every or i + 1 == steps:
@@ -801,7 +800,7 @@ def train_epoch(
                 if not math.isfinite(row[name]):
                     advice = "go on from checkpoints/last.pt with lower --lr-g and --lr-d or with --precision fp32"
                     raise UserError(f"{name} is {row[name]} at step {run.step}, epoch {run.epoch + 1}; {advice}", 1)
-            yield row | {"images_per_s": waiting * batch_size / seconds}
+            yield row | {"images_per_s": waiting * options.batch_size / seconds}
             totals.zero_()
             waiting, began = 0, time.perf_counter()
     run.epoch += 1
@@ -864,12 +863,12 @@ def pixel_spread(pixels: np.ndarray | Tensor) -> float:
     return float(np.asarray(pixels, dtype=np.float32).std(0).mean())
 
 
-def epoch_row(run: Run, images: int, seconds: float, diversity: float) -> dict[str, float]:
-    """A row of EPOCH_COLUMNS for the epoch just done: means over its steps, and what is given."""
+def epoch_row(run: Run, diversity: float, images: int, seconds: float) -> dict[str, float]:
+    """A row of EPOCH_COLUMNS for the epoch just done: the means over its steps, and what is given."""
     rows = [row for row in run.log if row["epoch"] == run.epoch]
     before = run.epochs[-1]["step"] if run.epochs else 0
-    weights = np.diff([before, *(row["step"] for row in rows)])
-    means = {name: float(np.average([row[name] for row in rows], weights=weights)) for name in MEASURES}
+    steps = np.diff([before, *(row["step"] for row in rows)])  # that each row is the mean of
+    means = {name: float(np.average([row[name] for row in rows], weights=steps)) for name in MEASURES}
     known = {"epoch": run.epoch, "step": run.step, **means, "diversity": diversity}
     return known | {"images_per_s": images / seconds, "seconds": seconds}
 
@@ -923,8 +922,8 @@ def plot_losses(run: Run, out: Path, loss_name: str) -> None:
         values = np.array([row[column] for row in run.log])
         ones = np.ones(window)
         smooth = np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
-        figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(8, 4.5), dpi=120)
+        axes = figure.subplots(gridspec_kw=dict(left=0.09, right=0.98, bottom=0.12, top=0.92))
         axes.plot(steps, values, color=BLUE, alpha=0.35, linewidth=0.8, marker="." if len(steps) < 3 else "")
         axes.plot(steps, smooth, color=BLUE, linewidth=1.8)
         axes.legend(["mean of each logging interval", f"smoothed over {window} intervals"], frameon=False)
@@ -942,13 +941,13 @@ def draw_layer(axes: Any, weight: Tensor, channels: int | None) -> str:
     if channels:  # its inputs or its outputs are the image's channels, so each filter is a small picture
         filters = (weight if inputs == channels else weight.transpose(0, 1)).permute(0, 2, 3, 1) / (2 * limit) + 0.5
         axes.imshow(grid(filters[:96].squeeze(-1).numpy(), columns=16, gap=1, fill=1.0), cmap="gray", vmin=0, vmax=1)
-        return f"{title}: filters as images (grey is 0)"
-    shown = (weight[:12, :48] if outputs > 1 else weight[:, :192]).flatten(0, 1)
+        return f"{title}: filters as images (grey 0, black −{limit:.2g}, white +{limit:.2g})"
+    shown = (weight[:8, :48] if outputs > 1 else weight[:, :192]).flatten(0, 1)
     columns = min(inputs, 48 if outputs > 1 else 24)
     kernels = grid(shown.numpy(), columns, gap=1, fill=math.nan)
-    picture = axes.imshow(kernels, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    axes.figure.colorbar(picture, ax=axes, fraction=0.02)
-    return f"{title}: {len(shown):,} of {outputs * inputs:,} kernels" + " (a row per output)" * (outputs > 1)
+    axes.imshow(kernels, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    order = ", a row per output" * (outputs > 1)
+    return f"{title}: {len(shown):,} of {outputs * inputs:,} kernels{order} (blue −{limit:.2g}, red +{limit:.2g})"
 
 
 def plot_weights(run: Run, out: Path) -> None:
@@ -959,12 +958,14 @@ def plot_weights(run: Run, out: Path) -> None:
     for title, network in (("generator", run.generator), ("discriminator", run.discriminator)):
         layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
         at_pixels = layers[-1 if network is run.generator else 0]
-        figure = Figure(figsize=(12, 2.3 * len(layers)), dpi=80, layout="constrained")
+        inch = 1 / (2.3 * len(layers))  # of the figure's height; fixed margins, for a layout engine would draw it twice
+        figure = Figure(figsize=(12, 1 / inch), dpi=80)
         figure.suptitle(f"Weights of the {title} after epoch {run.epoch} (iteration {run.step:,})")
-        rows = figure.subplots(len(layers), 2, width_ratios=(3, 1), squeeze=False)
+        margins = dict(left=0.01, right=0.98, bottom=0.5 * inch, top=1 - 0.65 * inch, hspace=0.7, wspace=0.15)
+        rows = figure.subplots(len(layers), 2, width_ratios=(3, 1), squeeze=False, gridspec_kw=margins)
         for (picture, histogram), layer in zip(rows, layers, strict=True):
             weight = layer.weight.detach().float().cpu()
-            histogram.hist(weight.numpy().ravel(), bins=80, color=BLUE)
+            histogram.hist(weight.numpy().ravel(), bins=80, color=BLUE, histtype="stepfilled")
             histogram.set(title=f"standard deviation {weight.std():.3g}", xlabel="weight", ylabel="count")
             histogram.spines[["top", "right"]].set_visible(False)
             if isinstance(layer, nn.ConvTranspose2d):
@@ -1232,9 +1233,6 @@ def parse_options(argv: Sequence[str] = ()) -> argparse.Namespace:
             if new != old:
                 print(f"note: {flag} {old} in the checkpoint, {new} now")
         options.resume, options.out = path, options.out or path.parent.parent
-    if options.download:
-        options.data = download(options.download, options.data or Path("data"))
-    options.data = options.data and Path(options.data)
     if options.seed is None:
         options.seed = secrets.randbelow(2**31)
     return options
@@ -1261,95 +1259,100 @@ def plain(options: argparse.Namespace) -> dict[str, Any]:
 def train(options: argparse.Namespace) -> Path:
     """Train as `options` (from `parse_options`) say; returns the run's folder. Bad input: UserError."""
     start = time.perf_counter()
+    if options.download:
+        options.data = download(options.download, options.data or Path("data"))
     if options.data is None:
         print("training on the built-in shapes, drawn on the fly; --data FOLDER trains on your own images", flush=True)
     device = choose_device(options.device)
     saved = load_checkpoint(options.resume) if options.resume else None
     if saved is None and any((options.out / name).exists() for name in ("options.json", "checkpoints")):
         raise UserError(f"--out {options.out}: already holds a run; name another folder, or add --resume to go on")
-
     images = load_images(options.data, "train", options.image_size, options.skip_unreadable)
     count, options.image_size, _, channels = images.pixels.shape
     if count < 2:
         raise UserError(f"--data {options.data}: {count} image is too few to train on")
-    batch_size = min(options.batch_size, count)
-    if batch_size < options.batch_size:
-        print(f"note: --batch-size {options.batch_size} is more than the {count} images; using {batch_size}")
+    if options.batch_size > count:
+        print(f"note: --batch-size {options.batch_size} is more than the {count} images; using {count}")
+        options.batch_size = count
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
     if options.precision == "auto":
         options.precision = "bf16" if bf16_pays(options, channels, device) else "fp32"
     run = make_run(options, channels, device, bf16=options.precision == "bf16")
     if saved:
         restore(run, saved, options)
-    steps = 1 if options.dry_run else count // batch_size
-    last_epoch = run.epoch + 1 if options.dry_run else options.epochs
-    if run.epoch >= last_epoch:
+    steps = 1 if options.dry_run else count // options.batch_size
+    last = run.epoch + 1 if options.dry_run else options.epochs
+    if run.epoch >= last:
         print(f"nothing to do: {options.resume} has done its {run.epoch} epochs; a larger --epochs goes on from it")
         return options.out
-
     facts = plain(options) | {
         "data_fingerprint": fingerprint(images),
         "device_name": device_name(device),
-        "versions": {"tool": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"tool": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
     }
     if saved and saved["options"]["data_fingerprint"] != facts["data_fingerprint"]:
         print("note: the data is not what the checkpoint was trained on")
-    kind = f"{'colour' if channels == 3 else 'grey'} images" + f" in {len(images.classes)} classes" * bool(
-        images.classes
-    )
-    print(f"device     {device_name(device)}, {options.precision}, torch {torch.__version__}")
-    print(f"data       {options.data or 'shapes'}: {count:,} {kind}, {options.image_size}×{options.image_size}")
-    print(f"networks   G {count_parameters(run.generator):,} and D {count_parameters(run.discriminator):,} parameters")
-    print(f"training   {LOSS_NAMES[options.loss]}, batch {batch_size}, {last_epoch} epochs of {steps:,} steps")
-    print(f"seed       {options.seed}")
-    print(f"output     {options.out}", flush=True)
+    announce(run, images, facts, f"{last} epochs of {steps:,} steps", options.out)
 
     out = open_run_folder(options.out)
     write_whole(out / "options.json", json.dumps(facts, indent=2).encode())
     spread = pixel_spread(images.pixels[epoch_order(count, 0, 0)[:2000]])
     pixels = on_device(images.pixels, device)
-    seconds = {"training": 0.0, "pictures": 0.0, "saving": 0.0}
-    first_step = run.step
+    first_step, seconds = run.step, np.zeros(3)
+    per_epoch = steps * options.batch_size  # images
     try:
         with (
             closing(RunLog(out, run)) as log,
-            tqdm(total=(last_epoch - run.epoch) * steps * batch_size, unit="img", disable=None) as bar,
+            tqdm(total=(last - run.epoch) * per_epoch, unit="img", disable=None) as bar,
         ):
             if not run.epoch:
                 plot_weights(run, out)
-            while run.epoch < last_epoch:
+            while run.epoch < last:
                 times = [time.perf_counter()]
-                bar.set_description(f"epoch {run.epoch + 1}/{last_epoch}")
-                for row in train_epoch(run, pixels, steps, batch_size, options):
+                bar.set_description(f"epoch {run.epoch + 1}/{last}")
+                for row in train_epoch(run, pixels, steps, options):
                     bar.set_postfix(d_loss=f"{row['d_loss']:.3f}", g_loss=f"{row['g_loss']:.3f}", refresh=False)
-                    bar.update((row["step"] - log.step) * batch_size)
+                    bar.update((row["step"] - log.step) * options.batch_size)
                     log.add(row)
                 times.append(time.perf_counter())
                 samples = run.average.generate(SHEET, options.seed)
-                row = epoch_row(run, steps * batch_size, times[1] - times[0], pixel_spread(samples) / max(spread, 1e-6))
-                log.add_epoch(row)
-                if run.epoch % options.sample_every == 0 or run.epoch == last_epoch:
-                    draw_epoch(run, out, samples, LOSS_NAMES[options.loss], log.board, last=run.epoch == last_epoch)
+                log.add_epoch(epoch_row(run, pixel_spread(samples) / max(spread, 1e-6), per_epoch, times[1] - times[0]))
+                if run.epoch % options.sample_every == 0 or run.epoch == last:
+                    draw_epoch(run, out, samples, LOSS_NAMES[options.loss], log.board, last=run.epoch == last)
                 times.append(time.perf_counter())
-                save_run(run, out, facts, numbered=run.epoch % options.save_every == 0 or run.epoch == last_epoch)
+                save_run(run, out, facts, numbered=run.epoch % options.save_every == 0 or run.epoch == last)
                 times.append(time.perf_counter())
-                for part, spent in zip(seconds, np.diff(times), strict=True):
-                    seconds[part] += spent
-                left = clock((last_epoch - run.epoch) * (times[-1] - times[0]))
-                tqdm.write(
-                    f"epoch {run.epoch}/{last_epoch}  d_loss {row['d_loss']:.3f}  g_loss {row['g_loss']:.3f}  "
-                    f"{row['images_per_s']:,.0f} images/s  {left} left"
-                )
+                seconds += np.diff(times)
+                tqdm.write(epoch_line(run.epochs[-1], last, (last - run.epoch) * (times[-1] - times[0])))
     except KeyboardInterrupt:
-        rerun = f"python rollnumber_04.py --resume --out {out}" if run.epoch else "the same command, with another --out"
+        rerun = f"python rollnumber_04.py --resume --out {out}" if run.epoch else "the same command and another --out"
         raise UserError(f"interrupted with {run.epoch} epochs saved; go on with: {rerun}", status=130) from None
     save_gif(out)
-    parts = ", ".join(f"{part} {clock(spent)}" for part, spent in seconds.items())
-    speed = (run.step - first_step) * batch_size / seconds["training"]
+    parts = ", ".join(f"{part} {clock(s)}" for part, s in zip(("training", "pictures", "saving"), seconds, strict=True))
+    speed = (run.step - first_step) * options.batch_size / seconds[0]
     print(f"done       {run.step - first_step:,} steps in {clock(time.perf_counter() - start)}: {parts}")
     print(f"           {speed:,.0f} images/s while training; peak memory {peak_memory(device)}")
     print(f"generator  {out / 'generator.safetensors'}")
     return out
+
+
+def announce(run: Run, images: Images, facts: dict[str, Any], length: str, out: Path) -> None:
+    """The first lines of a run: device, precision, data, networks, what is trained and how long, seed, output folder."""
+    count, height, width, channels = images.pixels.shape
+    colours, classes = "grey" if channels == 1 else "colour", len(images.classes)
+    kind = f"{colours} images of {height}×{width}" + (f" in {classes} classes" if classes else ", no labels")
+    print(f"device     {facts['device_name']}, {facts['precision']}, torch {facts['versions']['torch']}")
+    print(f"data       {facts['data'] or 'shapes'}: {count:,} {kind}")
+    print(f"networks   G {count_parameters(run.generator):,} and D {count_parameters(run.discriminator):,} parameters")
+    print(f"training   {LOSS_NAMES[facts['loss']]}, batch {facts['batch_size']}, {length}")
+    print(f"seed       {facts['seed']}")
+    print(f"output     {out}", flush=True)
+
+
+def epoch_line(row: dict[str, float], last: int, seconds_left: float) -> str:
+    """An epoch in a line."""
+    losses = f"d_loss {row['d_loss']:.3f}  g_loss {row['g_loss']:.3f}"
+    return f"epoch {row['epoch']}/{last}  {losses}  {row['images_per_s']:,.0f} images/s  {clock(seconds_left)} left"
 
 
 def generate(options: argparse.Namespace) -> Path:
@@ -1412,7 +1415,7 @@ def clock(seconds: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns its exit status: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Run a command line; returns its exit status: 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv.pop(0) if argv and argv[0] in COMMANDS else "train"
     try:
@@ -1426,6 +1429,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rollnumber_04.py: interrupted", file=sys.stderr)
         return 130
+    except OSError as error:  # a full disk, a folder that has become read-only
+        print(f"rollnumber_04.py: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,0 +1,327 @@
+"""The real command at toy size: everything it writes is opened, resumed, drawn from, and refused when it is wrong."""
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TOY, command, pictures, save_all
+from PIL import Image
+from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import rollnumber_04 as gan
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two epochs of four steps on two classes, made by the command; its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    save_all(pictures(16), folder / "data" / "cat")
+    save_all(pictures(17, seed=1), folder / "data" / "dog")
+    words = ["--data", folder / "data", "--epochs", 2, "--log-every", 3, "--save-every", 1, "--seed", 5]
+    done = command(*words, "--out", folder / "run", *TOY)
+    assert done.returncode == 0, done.stderr
+    return folder / "run", done
+
+
+def test_a_run_writes_the_whole_contract(trained):
+    out, done = trained
+    assert done.stderr == ""
+    for line in (
+        "device     cpu",
+        "33 colour images of 8×8 in 2 classes",
+        "networks   G ",
+        "seed       5",
+        f"output     {out}",
+    ):
+        assert line in done.stdout
+    assert "epoch 2/2  d_loss" in done.stdout
+    options = json.loads((out / "options.json").read_text())
+    assert (options["seed"], options["batch_size"], options["image_size"], options["precision"]) == (5, 8, 8, "fp32")
+    assert options["versions"]["torch"] == torch.__version__
+    assert options["data_fingerprint"]
+
+    log = rows(out / "log.csv")
+    assert [int(row["step"]) for row in log] == [3, 4, 7, 8]
+    assert list(log[0]) == ["step", "epoch", "d_loss", "g_loss", "d_real", "d_fake", "images_per_s"]
+    epochs = rows(out / "epochs.csv")
+    assert [int(row["epoch"]) for row in epochs] == [1, 2]
+    for name in ("d_loss", "g_loss", "d_real", "d_fake"):
+        mean = (3 * float(log[2][name]) + float(log[3][name])) / 4
+        assert float(epochs[1][name]) == pytest.approx(mean)
+    assert 0 < float(epochs[1]["diversity"]) < 2
+
+    sheet = 8 * (64 + 2) + 2
+    for epoch in (1, 2):
+        with Image.open(out / "samples" / f"epoch_{epoch:04d}.png") as image:
+            assert image.size == (sheet, sheet)
+    with Image.open(out / "samples" / "progress.gif") as gif:
+        assert gif.n_frames == 2
+    for name in ("generator", "discriminator"):
+        pictures_of = [out / "plots" / f"{name}_loss.png"]
+        pictures_of += [out / "weights" / f"{name}_epoch_{epoch:04d}.png" for epoch in (0, 1, 2)]
+        for path in pictures_of:
+            with Image.open(path) as image:
+                assert min(image.size) > 300
+                assert len(image.convert("RGB").getcolors(1 << 24)) > 50
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["epoch_0001.pt", "epoch_0002.pt", "last.pt"]
+
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("train/d_loss")] == [3, 4, 7, 8]
+    assert board.Scalars("train/g_loss")[-1].value == pytest.approx(float(log[-1]["g_loss"]))
+    assert [event.step for event in board.Images("samples/fixed_noise")] == [4, 8]
+
+
+def test_a_checkpoint_is_plain_and_a_generator_is_small(trained):
+    out, _ = trained
+    saved = torch.load(out / "checkpoints" / "last.pt", weights_only=True)
+    parts = ("format", "options", "epoch", "step", "networks", "optimizers", "average", "rng", "history")
+    assert set(parts) <= set(saved)
+    assert (saved["epoch"], saved["step"]) == (2, 8)
+    with safe_open(out / "generator.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["architecture"])["image_size"] == 8
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in saved["average"].items())
+
+
+def test_the_sheet_is_what_generate_draws_from_the_same_seed(trained, tmp_path):
+    out, _ = trained
+    drawn = {}
+    for model in (out / "generator.safetensors", out / "checkpoints" / "last.pt"):
+        path = tmp_path / f"{model.stem}.png"
+        assert command("generate", model, "--seed", 5, "--out", path).returncode == 0
+        drawn[model.suffix] = np.asarray(Image.open(path))
+    assert (drawn[".safetensors"] == drawn[".pt"]).all()
+    assert (drawn[".pt"] == np.asarray(Image.open(out / "samples" / "epoch_0002.png"))).all()
+
+
+def test_generate_writes_arrays_and_folders(trained, tmp_path, capsys):
+    out, _ = trained
+    model = str(out / "generator.safetensors")
+    assert gan.main(["generate", model, "--count", "130", "--seed", "2", "--out", str(tmp_path / "a.npz")]) == 0
+    assert gan.main(["generate", model, "--count", "3", "--seed", "2", "--out", str(tmp_path / "deep" / "b")]) == 0
+    with np.load(tmp_path / "a.npz") as archive:
+        images = archive["images"]
+    assert images.shape == (130, 8, 8, 3)
+    files = sorted((tmp_path / "deep" / "b").iterdir())
+    assert [file.name for file in files] == ["000000.png", "000001.png", "000002.png"]
+    assert all((np.asarray(Image.open(file)) == image).all() for file, image in zip(files, images, strict=False))
+    assert (gan.load_generator(model).generate(5, seed=2) == images[:5]).all()
+    assert gan.load_images(tmp_path / "a.npz").pixels.shape == (130, 8, 8, 3)  # what it writes, it can train on
+    capsys.readouterr()
+
+
+def test_generate_refuses(trained, tmp_path, fails):
+    out, _ = trained
+    model = out / "generator.safetensors"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("kept")
+    (tmp_path / "junk").write_bytes(os.urandom(1000))
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+    nothing = tmp_path / "x.png"
+    assert "x.jpg: must end in .png or .npz" in fails("generate", model, "--out", tmp_path / "x.jpg")
+    assert "full: the folder is not empty" in fails("generate", model, "--out", tmp_path / "full")
+    assert "no-model: there is no such model" in fails("generate", tmp_path / "no-model", "--out", nothing)
+    assert "junk: neither a .safetensors" in fails("generate", tmp_path / "junk", "--out", nothing)
+    assert "other.pt: not a checkpoint" in fails("generate", tmp_path / "other.pt", "--out", nothing)
+    assert "--count: 0 is not" in fails("generate", model, "--count", 0, "--out", nothing)
+    assert "required: --out" in fails("generate", model)
+    assert not nothing.exists()
+    assert (tmp_path / "full" / "mine.txt").read_text() == "kept"
+
+
+# ------------------------------------------------------------------------------------------------------------ resume
+
+
+def test_a_resumed_run_is_the_uninterrupted_run(trained, tmp_path):
+    out, _ = trained
+    data = out.parent / "data"
+    same = ["--data", data, "--log-every", 3, "--save-every", 1, "--seed", 5, *TOY]
+    assert command(*same, "--epochs", 1, "--out", tmp_path / "run").returncode == 0
+    done = command("--resume", "--out", tmp_path / "run", "--epochs", 2)  # every other option is the checkpoint's
+    assert done.returncode == 0, done.stderr
+    assert "note: --epochs 1 in the checkpoint, 2 now" in done.stdout
+
+    first, second = (torch.load(run / "checkpoints" / "last.pt", weights_only=True) for run in (out, tmp_path / "run"))
+    for part in ("networks", "optimizers", "average", "rng"):
+        assert_same(first[part], second[part])
+    for name in ("log.csv", "epochs.csv"):
+        speeds = ("images_per_s", "seconds")
+        tables = [
+            [{k: v for k, v in row.items() if k not in speeds} for row in rows(run / name)]
+            for run in (out, tmp_path / "run")
+        ]
+        assert tables[0] == tables[1]
+    for name in ("samples/epoch_0001.png", "samples/epoch_0002.png", "plots/generator_loss.png"):
+        assert (out / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    for run in (out, tmp_path / "run"):
+        done = command("--resume", run / "checkpoints" / "last.pt")
+        assert done.returncode == 0
+        assert "nothing to do" in done.stdout
+
+
+def assert_same(a, b):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def test_resume_refuses_other_shapes_and_takes_other_rates(trained, tmp_path, capsys):
+    out, _ = trained
+    last = str(out / "checkpoints" / "last.pt")
+    assert gan.main(["--resume", last, "--width-g", "8"]) == 2
+    assert "--width-g 8: the checkpoint" in (message := capsys.readouterr().err)
+    assert "--width-g 4" in message
+    save_all(np.repeat(pictures(16)[..., :1], 3, axis=3), tmp_path / "grey")
+    assert gan.main(["--resume", last, "--data", str(tmp_path / "grey"), "--epochs", "3"]) == 2
+    assert "has not the shape that options and data ask for" in capsys.readouterr().err
+    options = gan.parse_options(["--resume", last, "--lr-g", "0.001"])
+    assert "note: --lr-g 0.0002 in the checkpoint, 0.001 now" in capsys.readouterr().out
+    run = gan.make_run(options, 3, torch.device("cpu"), False)
+    gan.restore(run, gan.load_checkpoint(options.resume), options)
+    assert run.optimizer_g.param_groups[0]["lr"] == 0.001
+    assert run.optimizer_d.param_groups[0]["lr"] == 0.0002
+    assert run.optimizer_g.state_dict()["state"][0]["step"] == 8
+
+
+def test_resume_says_what_is_missing(tmp_path, capsys):
+    for words, message in (
+        (["--resume"], "--resume: name the run's folder with --out"),
+        (["--resume", "--out", str(tmp_path / "no")], "--resume: there is no checkpoint"),
+        (["--resume", str(tmp_path)], "--resume: there is no checkpoint"),
+    ):
+        assert gan.main(words) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "half.pt").write_bytes(b"PK\3\4 half of a file")
+    assert gan.main(["--resume", str(tmp_path / "half.pt")]) == 2
+    assert "half.pt: not a whole checkpoint" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten(trained, capsys):
+    out, _ = trained
+    before = (out / "log.csv").read_bytes()
+    assert gan.main(["--out", str(out), "--epochs", "1"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (out / "log.csv").read_bytes() == before
+
+
+def test_old_numbered_checkpoints_go(tmp_path):
+    words = ["--data", str(save_all(pictures(16), tmp_path / "data")), "--epochs", "4", "--save-every", "1"]
+    out = gan.train(gan.parse_options([*TOY, *words, "--keep", "2", "--out", str(tmp_path / "run")]))
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["epoch_0003.pt", "epoch_0004.pt", "last.pt"]
+
+
+# ------------------------------------------------------------------------------------------------- the command itself
+
+
+def test_dry_run_on_the_built_in_data_writes_everything(tmp_path):
+    done = command("--dry-run", "--out", tmp_path / "run", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("training on the built-in shapes")
+    assert "G 370,624, D 167,872 parameters" in done.stdout
+    for name in (
+        "options.json log.csv epochs.csv generator.safetensors samples/epoch_0001.png samples/progress.gif "
+        "plots/generator_loss.png plots/discriminator_loss.png weights/generator_epoch_0001.png "
+        "weights/discriminator_epoch_0001.png checkpoints/last.pt checkpoints/epoch_0001.pt"
+    ).split():
+        assert (tmp_path / "run" / name).stat().st_size > 100, name
+    assert [row["step"] for row in rows(tmp_path / "run" / "log.csv")] == ["1"]
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals and signals are POSIX's")
+def test_a_terminal_shows_a_bar_and_ctrl_c_says_how_to_go_on(tmp_path):
+    import fcntl
+    import pty
+    import termios
+
+    save_all(pictures(64), tmp_path / "data")
+    here, there = pty.openpty()
+    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))  # a bar needs a width
+    line = [sys.executable, ROOT / "rollnumber_04.py", "--data", tmp_path / "data", "--out", tmp_path / "run", *TOY]
+    process = subprocess.Popen([*line, "--epochs", "100000"], stdout=there, stderr=there)
+    os.close(there)
+    shown = []
+
+    def read():
+        with contextlib.suppress(OSError):  # how a terminal without a program behind it ends
+            while piece := os.read(here, 1 << 16):
+                shown.append(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        deadline = time.monotonic() + 120
+        while b"img/s" not in b"".join(shown) or not (tmp_path / "run" / "checkpoints" / "last.pt").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    finally:
+        process.kill()
+        reader.join(60)
+    text = b"".join(shown).decode(errors="replace")
+    assert process.returncode == 130
+    assert "d_loss=" in text
+    assert "Traceback" not in text
+    assert f"go on with: python rollnumber_04.py --resume --out {tmp_path / 'run'}" in text
+    assert gan.load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["epoch"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "0"], "--epochs: 0 is not a whole number from 1"),
+        (["--epochs", "ten"], "--epochs: ten is not a whole number"),
+        (["--batch-size", "1"], "--batch-size: 1 is not a whole number from 2"),
+        (["--lr-g", "0"], "--lr-g: 0 is not a number above 0"),
+        (["--lr-d", "nan"], "--lr-d: nan is not a number"),
+        (["--beta1", "1"], "--beta1: 1 is not a number"),
+        (["--seed", "-1"], "--seed: -1 is not a whole number"),
+        (["--loss", "hope"], "--loss: invalid choice: 'hope'"),
+        (["--image-size", "33"], "--image-size 33"),
+        (["--device", "abacus"], "--device abacus: not available"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["trian"], "unrecognized arguments: trian"),
+    ],
+)
+def test_a_wrong_option_gets_one_sentence(fails, words, message):
+    assert message in fails(*words)
+
+
+def test_importing_prints_nothing_and_loads_nothing_heavy(tmp_path):
+    code = "import sys, rollnumber_04; print(*{'matplotlib', 'torchvision', 'tensorboard'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("\n", "")
+
+
+def test_the_readmes_commands_are_commands():
+    lines = [line.split("#")[0] for line in (ROOT / "Readme.txt").read_text(encoding="utf-8").splitlines()]
+    commands = [line.split("rollnumber_04.py", 1)[1].split() for line in lines if "python rollnumber_04.py" in line]
+    assert len(commands) >= 5
+    for words in commands:
+        if words[:1] == ["generate"]:
+            gan.build_parser("generate").parse_args(words[1:])
+        elif "--help" not in words:
+            gan.build_parser().parse_args(words)
