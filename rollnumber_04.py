@@ -23,9 +23,11 @@ import multiprocessing
 import os
 import pickle
 import platform
+import re
 import secrets
 import struct
 import sys
+import tarfile
 import time
 import zipfile
 import zlib
@@ -35,6 +37,7 @@ from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +68,8 @@ class UserError(Exception):
 
 IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .tga".split())
 IMAGE_FORMATS = "PNG JPEG BMP GIF WEBP TIFF PPM TGA".split()  # Pillow knows more, some of which call other programs
-TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "t10k", "val", "valid", "validation")
-DECODE_CHUNK = 256  # images that a worker decodes before it reports
+SPLITS = {"train": {"train", "training"}, "test": {"test", "testing", "t10k", "val", "valid", "validation"}}
+DECODE_CHUNK = 256  # images of up to 32×32 that a worker decodes before it reports
 SIZES = [base << halvings for halvings in range(1, 9) for base in (4, 5, 6, 7)]  # that the networks make: 8, 10 … 1792
 
 
@@ -106,9 +109,12 @@ def load_images(
         count, seed = (10_000, 0) if split == "train" else (2_000, 1)
         return draw_shapes(count, checked_size(image_size or 32), seed)
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"--data {path}: there is no such file or folder")
-    source = find_images(path, split)
+    try:
+        source = find_images(path, split)
+    except FileNotFoundError:
+        raise UserError(f"--data {path}: there is no such file or folder") from None
+    except OSError as error:
+        raise UserError(f"--data {error.filename or path}: {error.strerror}") from None
     size = checked_size(image_size or natural_size(source, skip_unreadable))
     pixels, unreadable = decode(source.items, size)
     labels = None if source.labels is None else np.array(source.labels, np.int64)
@@ -129,76 +135,99 @@ def checked_size(size: int) -> int:
     """The size itself, or a UserError that names the nearest sizes that the networks can make."""
     if size not in SIZES:
         near = " and ".join(map(str, sorted(sorted(SIZES, key=lambda other: abs(other - size))[:2])))
-        raise UserError(f"--image-size {size}: must be 4, 5, 6 or 7 times a power of two; {near} are near")
+        raise UserError(f"--image-size {size}: must be 4, 5, 6 or 7 times 2, 4, 8, 16 …; {near} are near")
     return size
 
 
 def find_images(path: Path, split: str) -> Source:
-    """Tell by its content which layout `path` has, and list the split's images and labels without decoding them."""
-    if path.is_file():
+    """Tell by its content which layout `path` has, and list the split's images and labels without decoding them.
+
+    Raises UserError, and OSError for a path that is not there or must not be read.
+    """
+    if not path.is_dir():
+        path.stat()
         if kind := array_kind(path):
             return pick_arrays(*ARRAY_READERS[kind]([path]), split, path)
         raise UserError(f"--data {path}: neither a folder nor a file of images that is known here")
-    try:
-        entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith((".", "__")))
-    except OSError as error:
-        raise UserError(f"--data {path}: {error.strerror}") from None
+    entries = sorted(entry for entry in path.iterdir() if not is_hidden(entry.name))
     folders = [entry for entry in entries if entry.is_dir()]
-    images = [entry for entry in entries if is_image_name(entry.name) and entry.is_file()]
-    named = {
-        name: next((folder for folder in folders if folder.name.lower() in names), None)
-        for name, names in (("train", TRAIN_NAMES), ("test", TEST_NAMES))
-    }
-
-    if named["train"]:
-        if named[split] is None:
+    if splits := split_folders(folders):
+        if split not in splits:
             raise UserError(f"--data {path}: has no test/ beside its train/")
-        return find_split(named["train"], named[split])
-    if not images:
+        return find_split(splits["train"], splits[split])
+    if divided := [folder for folder in folders if split_folders([*folder.iterdir()])]:
+        return only(divided if len(folders) == 1 else folders, path, split)
+
+    images = [entry for entry in entries if is_image_name(entry.name) and entry.is_file()]
+    members = {folder: images_below(folder) for folder in folders}
+    if not images and not any(members.values()):
         if arrays := array_files(path):
             kind, files = next(iter(arrays.items()))
             return pick_arrays(*ARRAY_READERS[kind](files), split, path)
         if containers := [folder for folder in folders if array_files(folder)]:
-            if len(containers) > 1:
-                raise UserError(f"--data {path}: holds several data sets; name one of them, such as {containers[0]}")
-            return find_images(containers[0], split)
-    if split == "test":
-        raise UserError(f"--data {path}: is not divided into train/ and test/")
-    members = {folder: images_below(folder) for folder in folders}
-    if any(members.values()):
-        if images:
-            raise UserError(f"--data {path}: images such as {images[0].name} lie beside its class folders")
-        if empty := [folder for folder, files in members.items() if not files]:
-            raise UserError(f"--data {empty[0]}: this class folder has no image")
-        items = [file for files in members.values() for file in files]
-        labels = [label for label, files in enumerate(members.values()) for _ in files]
-        return Source(items, labels, tuple(folder.name for folder in folders))
-    if not images:
+            return only(containers, path, split)
         what = "there is no image in this folder" if entries else "this folder is empty"
         raise UserError(f"--data {path}: {what}")
-    return Source(images)
+    if split == "test":
+        raise UserError(f"--data {path}: is not divided into train/ and test/")
+    if not any(members.values()):
+        return Source(images)
+    if images:
+        raise UserError(f"--data {path}: images such as {images[0].name} lie beside its class folders")
+    if empty := [folder for folder, files in members.items() if not files]:
+        raise UserError(f"--data {empty[0]}: this class folder has no image")
+    items = [file for files in members.values() for file in files]
+    labels = [label for label, files in enumerate(members.values()) for _ in files]
+    return Source(items, labels, tuple(folder.name for folder in folders))
+
+
+def split_folders(entries: Sequence[Path]) -> dict[str, Path]:
+    """{"train": folder, "test": folder} of a divided set, {} of any other: a class may be called "train", too."""
+    folders = [entry for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
+    found = {split: next((f for f in folders if f.name.lower() in names), None) for split, names in SPLITS.items()}
+    splits = {split: folder for split, folder in found.items() if folder}
+    whole = len(splits) == 2 or all(folder.name.lower() in SPLITS["train"] | SPLITS["test"] for folder in folders)
+    return splits if "train" in splits and whole else {}
+
+
+def only(folders: Sequence[Path], parent: Path, split: str) -> Source:
+    """The images of the only data set in a folder."""
+    if len(folders) > 1:
+        raise UserError(f"--data {parent}: holds several data sets; name one of them, such as {folders[0]}")
+    return find_images(folders[0], split)
 
 
 def find_split(train: Path, folder: Path) -> Source:
     """The images of a split's own folder, their labels numbered as in the training folder."""
     source = find_images(folder, "train")
-    if folder == train:
+    if folder == train or source.labels is None:
         return source
     known = find_images(train, "train").classes
     if stray := set(source.classes) - set(known):
         raise UserError(f"--data {folder}: class {min(stray)} is not in {train}")
     number = [known.index(name) for name in source.classes]
-    return Source(source.items, source.labels and [number[label] for label in source.labels], known)
+    return Source(source.items, [number[label] for label in source.labels], known)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name is not meant for people: .git, .DS_Store, __MACOSX."""
+    return name.startswith((".", "__"))
 
 
 def is_image_name(name: str) -> bool:
     """Whether a file's name says that it is an image (.png, .JPG, …)."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Every image file in a class folder, sub-folders included, in a fixed order."""
-    return sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names if is_image_name(name))
+    """Every image file in a class folder, sub-folders included, in a fixed order. Raises OSError."""
+    found = []
+    for entry in folder.iterdir():
+        if is_image_name(entry.name):
+            found.append(entry)
+        elif not is_hidden(entry.name) and entry.is_dir():
+            found += images_below(entry)
+    return sorted(found)
 
 
 def open_maybe_gzip(path: Path) -> io.BufferedIOBase:
@@ -226,7 +255,7 @@ def array_files(folder: Path) -> dict[str, list[Path]]:
     """The files of a folder that hold arrays, by kind; a zip counts only if it calls itself .npz."""
     kinds: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir()):
-        if not file.name.startswith(".") and not is_image_name(file.name) and file.is_file():
+        if not is_hidden(file.name) and not is_image_name(file.name) and file.is_file():
             kind = array_kind(file)
             if kind and (kind != "npz" or file.suffix.lower() == ".npz"):
                 kinds.setdefault(kind, []).append(file)
@@ -236,14 +265,18 @@ def array_files(folder: Path) -> dict[str, list[Path]]:
 def pick_arrays(arrays: dict[str, np.ndarray], classes: Sequence[str], split: str, where: Path) -> Source:
     """Pick the split's images and labels from named arrays, and check that they fit each other.
 
-    Images are N×H×W, N×H×W×C or N×C×H×W, labels N or N×1. A name with "test" or "val" in it belongs to the test set.
+    Images are N×H×W, N×H×W×C or N×C×H×W, labels N or N×1. A name with a word such as "test" belongs to the test set.
     """
-    arrays = {name: a for name, a in arrays.items() if any(t in name.lower() for t in TEST_NAMES) == (split == "test")}
+
+    def is_test(name: str) -> bool:
+        return not SPLITS["test"].isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
+
+    arrays = {name: array for name, array in arrays.items() if is_test(name) == (split == "test")}
     images = [array for array in arrays.values() if array.ndim in (3, 4)]
     labels = [array for array in arrays.values() if array.ndim in (1, 2) and array.size == len(array)]
-    if len(images) != 1 or len(labels) > 1:
-        found = f"found {len(images)} and {len(labels)}"
-        raise UserError(f"--data {where}: expected one array of {split} images and at most one of labels, {found}")
+    if len(images) != 1 or len(labels) > 1 or len(images) + len(labels) != len(arrays):
+        found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
+        raise UserError(f"--data {where}: expected {split} images N×H×W[×3] and at most labels N, found {found}")
     (items,) = images
     if items.ndim == 4 and items.shape[3] not in (1, 3):
         items = items.transpose(0, 2, 3, 1)
@@ -272,8 +305,10 @@ def read_npz(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
         raise UserError(f"--data {files[0]}: not a readable .npz ({error})") from None
-    classes = arrays.pop("classes", np.array([], "U"))
-    return arrays, [str(name) for name in classes.reshape(-1)]
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise UserError(f"--data {files[0]}: a zip of files, not of arrays; unpack it and name the folder")
+    is_named = "classes" in arrays and arrays["classes"].dtype.kind == "U"
+    return arrays, arrays.pop("classes").tolist() if is_named else []
 
 
 def read_idx(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -371,8 +406,8 @@ def natural_size(source: Source, skip_unreadable: bool) -> int:
 def decode(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, dict[int, str]]:
     """Decode everything to uint8 N×size×size×C, on all cores; also returns {index: what is wrong} of the unreadable.
 
-    A 32×32 PNG takes 0.08 ms, nearly all of it inside Python's lock: on threads a second core makes it slower (0.16).
-    Forked workers have locks of their own and start at once; where fork is not safe (macOS, Windows), threads do.
+    A 32×32 PNG takes 0.08 ms, nearly all of it inside Python's lock: on two threads it takes 0.16. Forked workers have
+    locks of their own and start at once. Where fork is not safe (macOS, Windows) threads decode larger files.
     """
     if isinstance(items, np.ndarray) and items.shape[1:3] == (size, size):
         return items if items.ndim == 4 else items[..., None], {}
@@ -381,14 +416,17 @@ def decode(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, d
     except MemoryError:
         raise UserError(f"--data: {len(items):,} images of {size}×{size} do not fit into memory") from None
     unreadable = {}
-    chunks = [items[i : i + DECODE_CHUNK] for i in range(0, len(items), DECODE_CHUNK)]
-    fork = {"mp_context": multiprocessing.get_context("fork")} if sys.platform == "linux" else {}
-    with (
-        ProcessPoolExecutor(**fork) if fork else ThreadPoolExecutor() as pool,
-        tqdm(total=len(items), desc="decoding", unit="img", disable=None, leave=False) as bar,
-    ):
+    step = max(1, min(DECODE_CHUNK, DECODE_CHUNK * 1024 // size**2))
+    chunks = [items[i : i + step] for i in range(0, len(items), step)]
+    workers = min(len(chunks), os.cpu_count() or 1)
+    if sys.platform == "linux":
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
+    else:
+        large = isinstance(items[0], np.ndarray) or items[0].stat().st_size > 1 << 14
+        pool = ThreadPoolExecutor(workers if large else 1)
+    with pool, tqdm(total=len(items), desc="decoding", unit="img", disable=None, leave=False) as bar:
         for chunk, (decoded, failed) in enumerate(pool.map(partial(decode_chunk, size=size), chunks)):
-            start = chunk * DECODE_CHUNK
+            start = chunk * step
             pixels[start : start + len(decoded)] = decoded
             unreadable |= {start + i: message for i, message in failed.items()}
             bar.update(len(decoded))
@@ -457,18 +495,18 @@ def draw_shapes(count: int, size: int, seed: int) -> Images:
 
 def download(name: str, root: Path) -> Path:
     """Fetch a data set through torchvision into `root`; returns the folder that `load_images` reads."""
-    from torchvision import datasets  # slow to import, and needed nowhere else
-
-    fetch, folder = {
-        "cifar10": (datasets.CIFAR10, "cifar-10-batches-py"),
-        "cifar100": (datasets.CIFAR100, "cifar-100-python"),
-        "mnist": (datasets.MNIST, "MNIST/raw"),
-        "fashion-mnist": (datasets.FashionMNIST, "FashionMNIST/raw"),
-    }[name]
     try:
+        from torchvision import datasets  # slow to import, and needed nowhere else
+
+        fetch, folder = {
+            "cifar10": (datasets.CIFAR10, "cifar-10-batches-py"),
+            "cifar100": (datasets.CIFAR100, "cifar-100-python"),
+            "mnist": (datasets.MNIST, "MNIST/raw"),
+            "fashion-mnist": (datasets.FashionMNIST, "FashionMNIST/raw"),
+        }[name]
         fetch(root, download=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"--download {name}: could not be fetched into {root} ({error})") from None
+    except (ImportError, OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:
+        raise UserError(f"--download {name}: could not be fetched into {root} ({complaint(error)})") from None
     return root / folder
 
 
@@ -482,10 +520,10 @@ def fingerprint(images: Images) -> str:
 
 
 def on_device(pixels: Tensor, device: torch.device) -> Tensor:
-    """The set on the training device; one of over half a GPU's free memory stays on the host, pinned."""
+    """The set on the training device; one of over half a GPU's free memory stays on the host."""
     if device.type == "cuda" and pixels.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         print(f"the data set ({pixels.nbytes / 2**30:.1f} GiB) stays in host memory; batches are copied to the GPU")
-        return pixels.pin_memory()
+        return pixels
     return pixels.to(device)
 
 
@@ -496,8 +534,10 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
 
 def real_batch(pixels: Tensor, index: Tensor, flip: bool, rng: torch.Generator) -> Tensor:
     """Gather uint8 N×H×W×C as float32 B×C×H×W in (-1, 1) on rng's device; each is mirrored with chance ½ if `flip`."""
-    batch = pixels[index].to(rng.device, non_blocking=True).permute(0, 3, 1, 2)  # a channels-last view, nothing moves
-    batch = batch.float().div_(127.5).sub_(1)
+    batch = pixels[index]
+    if batch.device != rng.device:
+        batch = batch.pin_memory().to(rng.device, non_blocking=True)  # only pinned memory is copied in the background
+    batch = batch.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # a channels-last view: no pixel moves
     if flip:
         mirrored = torch.rand(len(index), 1, 1, 1, generator=rng, device=rng.device) < 0.5
         batch = torch.where(mirrored, batch.flip(3), batch)
@@ -513,7 +553,7 @@ GENERATE_BATCH = 128  # always this many at a time, so that an image does not de
 
 def stages(image_size: int) -> int:
     """How often an image is halved until 4..7 pixels are left on a side: 3 for 32, 2 for 28. Raises UserError."""
-    return SIZES.index(checked_size(image_size)) // 4 + 1
+    return (checked_size(image_size) // 4).bit_length() - 1
 
 
 def initialise(module: nn.Module) -> None:
@@ -757,15 +797,16 @@ def choose_device(name: str) -> torch.device:
     """The asked device, or for "auto" a CUDA GPU, Apple's GPU or the CPU, whichever comes first. Raises UserError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"--device {name}: not available on this machine") from None
+    if name.partition(":")[0] in ("cpu", "cuda", "mps"):
+        try:
+            return torch.zeros(1, device=name).device
+        except (RuntimeError, AssertionError):
+            pass  # said below
+    raise UserError(f"--device {name}: not available on this machine")
 
 
 def bf16_pays(options: argparse.Namespace, channels: int, device: torch.device) -> bool:
-    """Whether bfloat16 is faster: known of NVIDIA's GPUs, found out on a CPU by timing the real step both ways."""
+    """Whether bfloat16 is faster: known of NVIDIA's GPUs, found out on a CPU by timing a small step both ways."""
     if device.type != "cpu":
         return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     size = options.image_size
@@ -798,7 +839,7 @@ def train_epoch(run: Run, pixels: Tensor, steps: int, options: argparse.Namespac
             row = {"step": run.step, "epoch": run.epoch + 1, **dict(zip(MEASURES, means, strict=True))}
             for name in MEASURES:
                 if not math.isfinite(row[name]):
-                    advice = "go on from checkpoints/last.pt with lower --lr-g and --lr-d or with --precision fp32"
+                    advice = "begin again, or --resume, with lower --lr-g and --lr-d or with --precision fp32"
                     raise UserError(f"{name} is {row[name]} at step {run.step}, epoch {run.epoch + 1}; {advice}", 1)
             yield row | {"images_per_s": waiting * options.batch_size / seconds}
             totals.zero_()
@@ -830,11 +871,6 @@ class RunLog:
             table.writeheader()
             table.writerows(rows)
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=run.step + 1)
-
-    @property
-    def step(self) -> int:
-        """The last step that is in the log."""
-        return self.run.log[-1]["step"] if self.run.log else 0
 
     def add(self, row: dict[str, float]) -> None:
         """Log the means of one logging interval."""
@@ -891,23 +927,28 @@ def sheet(images: np.ndarray) -> Image.Image:
     return Image.fromarray(grid(images, columns=math.ceil(math.sqrt(len(images))), gap=2, fill=255))
 
 
+def by_epoch(folder: Path, suffix: str) -> list[Path]:
+    """The files epoch_N.suffix of a folder in the order of N, which may have grown out of its four digits."""
+    return sorted(folder.glob(f"epoch_*{suffix}"), key=lambda path: int(path.stem.removeprefix("epoch_")))
+
+
 def save_gif(out: Path, most: int = 100) -> None:
     """`samples/progress.gif`: the sheets of all epochs in order, evenly thinned to at most `most` frames."""
-    paths = sorted((out / "samples").glob("epoch_*.png"))
+    paths = by_epoch(out / "samples", ".png")
     paths = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int))]
-    frames = [Image.open(path).convert("RGB").quantize(128) for path in paths]
-    durations = [150] * (len(frames) - 1) + [2000]  # milliseconds
-    frames[0].save(
-        out / "samples" / "progress.gif", save_all=True, append_images=frames[1:], duration=durations, loop=0
-    )
+    first, *others = [Image.open(path).convert("RGB").quantize(128) for path in paths]
+    milliseconds = [150] * len(others) + [2000]
+    path = out / "samples" / "progress.gif"
+    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
-def draw_epoch(run: Run, out: Path, samples: np.ndarray, loss_name: str, board: Any, last: bool) -> None:
-    """The epoch's sheet of samples and the loss curves; the weights at epochs 1, 2, 5, 10, 20, 50 … and the last."""
-    picture = sheet(samples)
-    picture.save(out / "samples" / f"epoch_{run.epoch:04d}.png")
-    board.add_image("samples/fixed_noise", np.atleast_3d(np.asarray(picture)), run.step, dataformats="HWC")
-    plot_losses(run, out, loss_name)
+def draw_epoch(run: Run, out: Path, samples: np.ndarray, options: argparse.Namespace, board: Any, last: bool) -> None:
+    """The loss curves, a sheet of samples every `sample_every` epochs, the weights at 1, 2, 5, 10, 20 … and last."""
+    plot_losses(run, out, LOSS_NAMES[options.loss])
+    if last or run.epoch % options.sample_every == 0:
+        picture = sheet(samples)
+        picture.save(out / "samples" / f"epoch_{run.epoch:04d}.png")
+        board.add_image("samples/fixed_noise", np.atleast_3d(np.asarray(picture)), run.step, dataformats="HWC")
     if last or f"{run.epoch}".rstrip("0") in ("1", "2", "5"):
         plot_weights(run, out)
 
@@ -933,28 +974,25 @@ def plot_losses(run: Run, out: Path, loss_name: str) -> None:
         figure.savefig(out / "plots" / f"{network}_loss.png")
 
 
-def draw_layer(axes: Any, weight: Tensor, channels: int | None) -> str:
-    """Draw a weight, outputs × inputs × h × w: as images of `channels` if given, else as kernels; returns a title."""
+def draw_layer(axes: Any, weight: Tensor, at_pixels: bool) -> str:
+    """Draw a weight, filters × channels × h × w `at_pixels`, else outputs × inputs × h × w; returns what is shown."""
     outputs, inputs, height, width = weight.shape
     limit = float(weight.abs().max()) or 1.0
-    title = f"{inputs} → {outputs}, {height}×{width}"
-    if channels:  # its inputs or its outputs are the image's channels, so each filter is a small picture
-        filters = (weight if inputs == channels else weight.transpose(0, 1)).permute(0, 2, 3, 1) / (2 * limit) + 0.5
-        axes.imshow(grid(filters[:96].squeeze(-1).numpy(), columns=16, gap=1, fill=1.0), cmap="gray", vmin=0, vmax=1)
-        return f"{title}: filters as images (grey 0, black −{limit:.2g}, white +{limit:.2g})"
+    if at_pixels:
+        filters = weight[:96].permute(0, 2, 3, 1) / (2 * limit) + 0.5
+        axes.imshow(grid(filters.squeeze(-1).numpy(), columns=16, gap=1, fill=1.0), cmap="gray", vmin=0, vmax=1)
+        return f"{outputs} filters {inputs}×{height}×{width} as images (grey 0, black −{limit:.2g}, white +{limit:.2g})"
     shown = (weight[:8, :48] if outputs > 1 else weight[:, :192]).flatten(0, 1)
     columns = min(inputs, 48 if outputs > 1 else 24)
-    kernels = grid(shown.numpy(), columns, gap=1, fill=math.nan)
-    axes.imshow(kernels, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    order = ", a row per output" * (outputs > 1)
-    return f"{title}: {len(shown):,} of {outputs * inputs:,} kernels{order} (blue −{limit:.2g}, red +{limit:.2g})"
+    axes.imshow(grid(shown.numpy(), columns, gap=1, fill=math.nan), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    kind = f"{inputs} → {outputs}, {height}×{width}: {len(shown):,} of {outputs * inputs:,} kernels"
+    return kind + ", a row per output" * (outputs > 1) + f" (blue −{limit:.2g}, red +{limit:.2g})"
 
 
 def plot_weights(run: Run, out: Path) -> None:
     """`weights/<network>_epoch_N.png`: the layer at the pixels as filters, the others as kernels, a histogram each."""
     from matplotlib.figure import Figure
 
-    channels, base = run.generator.architecture["channels"], run.generator.base
     for title, network in (("generator", run.generator), ("discriminator", run.discriminator)):
         layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
         at_pixels = layers[-1 if network is run.generator else 0]
@@ -968,12 +1006,11 @@ def plot_weights(run: Run, out: Path) -> None:
             histogram.hist(weight.numpy().ravel(), bins=80, color=BLUE, histtype="stepfilled")
             histogram.set(title=f"standard deviation {weight.std():.3g}", xlabel="weight", ylabel="count")
             histogram.spines[["top", "right"]].set_visible(False)
-            if isinstance(layer, nn.ConvTranspose2d):
-                weight = weight.transpose(0, 1)
+            if isinstance(layer, nn.ConvTranspose2d) and layer is not at_pixels:
+                weight = weight.transpose(0, 1)  # torch keeps it as inputs × outputs, which is filters × channels
             elif isinstance(layer, nn.Linear):  # each number of z adds a base×base map to each output channel
-                weight = weight.unflatten(0, (-1, base, base)).permute(0, 3, 1, 2)
-            kind = draw_layer(picture, weight, channels if layer is at_pixels else None)
-            picture.set_title(f"{type(layer).__name__} {kind}", loc="left")
+                weight = weight.unflatten(0, (-1, network.base, network.base)).permute(0, 3, 1, 2)
+            picture.set_title(f"{type(layer).__name__} {draw_layer(picture, weight, layer is at_pixels)}", loc="left")
             picture.set_axis_off()
             picture.set_anchor("NW")
         figure.savefig(out / "weights" / f"{title}_epoch_{run.epoch:04d}.png")
@@ -1000,11 +1037,15 @@ def open_run_folder(out: Path) -> Path:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that a crash leaves either the old one or the new one: beside it, to the disk, then renamed."""
     beside = path.with_name(path.name + ".tmp")
-    with open(beside, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     if os.name == "posix":  # the rename itself reaches the disk with the folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -1024,7 +1065,7 @@ def save_run(run: Run, out: Path, facts: dict[str, Any], numbered: bool) -> None
         "networks": {"generator": run.generator.state_dict(), "discriminator": run.discriminator.state_dict()},
         "optimizers": {"generator": run.optimizer_g.state_dict(), "discriminator": run.optimizer_d.state_dict()},
         "average": run.average.state_dict(),
-        "rng": run.rng.get_state(),
+        "rng": {"device": run.rng.device.type, "state": run.rng.get_state()},
         "history": {"log": run.log, "epochs": run.epochs},
     }
     stream = io.BytesIO()
@@ -1032,13 +1073,13 @@ def save_run(run: Run, out: Path, facts: dict[str, Any], numbered: bool) -> None
     write_whole(out / "checkpoints" / "last.pt", stream.getvalue())
     if numbered:
         write_whole(out / "checkpoints" / f"epoch_{run.epoch:04d}.pt", stream.getvalue())
-        for old in sorted((out / "checkpoints").glob("epoch_*.pt"))[: -facts["keep"]]:
+        for old in by_epoch(out / "checkpoints", ".pt")[: -facts["keep"]]:
             old.unlink()
-    told = ("loss", "seed", "batch_size", "data_fingerprint", "versions")
+    passed_on = ("loss", "seed", "batch_size", "data_fingerprint", "versions")
     metadata = {
         "format": GENERATOR_FORMAT,
         "architecture": json.dumps(run.generator.architecture),
-        "training": json.dumps({"epoch": run.epoch, "step": run.step} | {name: facts[name] for name in told}),
+        "training": json.dumps({"epoch": run.epoch, "step": run.step} | {name: facts[name] for name in passed_on}),
     }
     weights = {name: tensor.contiguous() for name, tensor in run.average.state_dict().items()}
     write_whole(out / "generator.safetensors", safetensors.torch.save(weights, metadata))
@@ -1070,8 +1111,12 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
         for name, optimizer in (("generator", run.optimizer_g), ("discriminator", run.optimizer_d)):
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": saved["optimizers"][name]["state"], "param_groups": groups})
-    run.rng.set_state(saved["rng"])
     run.epoch, run.step = saved["epoch"], saved["step"]
+    if saved["rng"]["device"] == run.rng.device.type:
+        run.rng.set_state(saved["rng"]["state"])
+    else:
+        run.rng.manual_seed(options.seed + 1 + run.step)
+        print(f"note: the checkpoint is from a {saved['rng']['device']} device; the noise goes on from another state")
     run.log, run.epochs = saved["history"]["log"], saved["history"]["epochs"]
 
 
@@ -1114,7 +1159,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Help that shows each default there is."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -1214,25 +1259,29 @@ def parse_options(argv: Sequence[str] = ()) -> argparse.Namespace:
     Raises UserError. `train(parse_options(["--data", "cifar10"]))` is the way to train from Python.
     """
     parser = build_parser()
+    given = parser.parse_args(argv)
+    defaults = PRESETS[given.preset]
+    if given.resume is not None:
+        if given.dry_run:
+            raise UserError("--dry-run: makes a run of its own; leave out --resume")
+        path = find_checkpoint(given)
+        saved = load_checkpoint(path)["options"]
+        defaults = {name: value for name, value in saved.items() if name in given}
+    parser.set_defaults(**defaults)
     options = parser.parse_args(argv)
-    parser.set_defaults(**PRESETS[options.preset])
-    if options.resume is None:
-        options = parser.parse_args(argv)
+    if given.resume is None:
         options.out = options.out or Path("runs", time.strftime(f"{options.preset}-%Y%m%d-%H%M%S"))
     else:
-        path = find_checkpoint(options)
-        saved = load_checkpoint(path)["options"]
-        known = {name: value for name, value in saved.items() if name in options}
-        parser.set_defaults(**known)
-        options = parser.parse_args(argv)
-        for name, old in known.items():
-            new = plain(options)[name]
-            flag = "--" + name.replace("_", "-")
+        options.resume = path
+        if options.out is None and path.parent.name != "checkpoints":
+            raise UserError(f"--resume {path}: lies in no run's folder; name one with --out")
+        options.out = options.out or path.parent.parent
+        for name, new in plain(options).items():
+            flag, old = "--" + name.replace("_", "-"), defaults.get(name, new)
             if new != old and name in SHAPE_OPTIONS:
                 raise UserError(f"{flag} {new}: the checkpoint {path} has networks made with {flag} {old}")
             if new != old:
                 print(f"note: {flag} {old} in the checkpoint, {new} now")
-        options.resume, options.out = path, options.out or path.parent.parent
     if options.seed is None:
         options.seed = secrets.randbelow(2**31)
     return options
@@ -1243,8 +1292,8 @@ def find_checkpoint(options: argparse.Namespace) -> Path:
     if options.resume is True and options.out is None:
         raise UserError("--resume: name the run's folder with --out, or give a checkpoint's path")
     path = options.out if options.resume is True else Path(options.resume)
-    path = path / "checkpoints" / "last.pt" if path.is_dir() else path
-    if not path.is_file():
+    path = path / "checkpoints" / "last.pt" if os.path.isdir(path) else path
+    if not os.path.isfile(path):  # unlike Path's, these take names of any length
         raise UserError(f"--resume: there is no checkpoint {path}")
     return path
 
@@ -1259,14 +1308,15 @@ def plain(options: argparse.Namespace) -> dict[str, Any]:
 def train(options: argparse.Namespace) -> Path:
     """Train as `options` (from `parse_options`) say; returns the run's folder. Bad input: UserError."""
     start = time.perf_counter()
-    if options.download:
-        options.data = download(options.download, options.data or Path("data"))
-    if options.data is None:
+    if options.data is None and not options.download:
         print("training on the built-in shapes, drawn on the fly; --data FOLDER trains on your own images", flush=True)
     device = choose_device(options.device)
     saved = load_checkpoint(options.resume) if options.resume else None
-    if saved is None and any((options.out / name).exists() for name in ("options.json", "checkpoints")):
+    is_own = saved and options.resume.parent.parent.resolve() == options.out.resolve()
+    if not is_own and any(os.path.exists(options.out / name) for name in ("options.json", "checkpoints")):
         raise UserError(f"--out {options.out}: already holds a run; name another folder, or add --resume to go on")
+    if options.download and not saved:
+        options.data = download(options.download, options.data or Path("data"))
     images = load_images(options.data, "train", options.image_size, options.skip_unreadable)
     count, options.image_size, _, channels = images.pixels.shape
     if count < 2:
@@ -1300,10 +1350,11 @@ def train(options: argparse.Namespace) -> Path:
     pixels = on_device(images.pixels, device)
     first_step, seconds = run.step, np.zeros(3)
     per_epoch = steps * options.batch_size  # images
+    total = run.step * options.batch_size + (last - run.epoch) * per_epoch
     try:
         with (
             closing(RunLog(out, run)) as log,
-            tqdm(total=(last - run.epoch) * per_epoch, unit="img", disable=None) as bar,
+            tqdm(initial=run.step * options.batch_size, total=total, unit="img", disable=None) as bar,
         ):
             if not run.epoch:
                 plot_weights(run, out)
@@ -1312,21 +1363,22 @@ def train(options: argparse.Namespace) -> Path:
                 bar.set_description(f"epoch {run.epoch + 1}/{last}")
                 for row in train_epoch(run, pixels, steps, options):
                     bar.set_postfix(d_loss=f"{row['d_loss']:.3f}", g_loss=f"{row['g_loss']:.3f}", refresh=False)
-                    bar.update((row["step"] - log.step) * options.batch_size)
+                    bar.update(row["step"] * options.batch_size - bar.n)
                     log.add(row)
                 times.append(time.perf_counter())
                 samples = run.average.generate(SHEET, options.seed)
                 log.add_epoch(epoch_row(run, pixel_spread(samples) / max(spread, 1e-6), per_epoch, times[1] - times[0]))
-                if run.epoch % options.sample_every == 0 or run.epoch == last:
-                    draw_epoch(run, out, samples, LOSS_NAMES[options.loss], log.board, last=run.epoch == last)
+                draw_epoch(run, out, samples, options, log.board, last=run.epoch == last)
                 times.append(time.perf_counter())
                 save_run(run, out, facts, numbered=run.epoch % options.save_every == 0 or run.epoch == last)
                 times.append(time.perf_counter())
                 seconds += np.diff(times)
                 tqdm.write(epoch_line(run.epochs[-1], last, (last - run.epoch) * (times[-1] - times[0])))
     except KeyboardInterrupt:
-        rerun = f"python rollnumber_04.py --resume --out {out}" if run.epoch else "the same command and another --out"
-        raise UserError(f"interrupted with {run.epoch} epochs saved; go on with: {rerun}", status=130) from None
+        if not (out / "checkpoints" / "last.pt").exists():
+            raise UserError("interrupted before the first epoch was saved", status=130) from None
+        rerun = f"python rollnumber_04.py --resume --out {out}"
+        raise UserError(f"interrupted; go on from the last whole epoch with: {rerun}", status=130) from None
     save_gif(out)
     parts = ", ".join(f"{part} {clock(s)}" for part, s in zip(("training", "pictures", "saving"), seconds, strict=True))
     speed = (run.step - first_step) * options.batch_size / seconds[0]
@@ -1337,7 +1389,7 @@ def train(options: argparse.Namespace) -> Path:
 
 
 def announce(run: Run, images: Images, facts: dict[str, Any], length: str, out: Path) -> None:
-    """The first lines of a run: device, precision, data, networks, what is trained and how long, seed, output folder."""
+    """A run's first lines: device, precision, data, networks, what is trained and how long, seed, output folder."""
     count, height, width, channels = images.pixels.shape
     colours, classes = "grey" if channels == 1 else "colour", len(images.classes)
     kind = f"{colours} images of {height}×{width}" + (f" in {classes} classes" if classes else ", no labels")
@@ -1358,30 +1410,37 @@ def epoch_line(row: dict[str, float], last: int, seconds_left: float) -> str:
 def generate(options: argparse.Namespace) -> Path:
     """The command `generate`: a sheet, an .npz with the array `images`, or a folder of PNGs. Returns what it wrote."""
     out = Path(options.out)
-    if out.suffix not in ("", ".png", ".npz") and not options.out.endswith(("/", os.sep)):
+    is_folder = options.out.endswith(("/", os.sep)) or not out.suffix
+    if not is_folder and out.suffix not in (".png", ".npz"):
         raise UserError(f"--out {out}: must end in .png or .npz, or name a folder")
+    if out.suffix == ".png" and not is_folder and options.count > 10_000:
+        raise UserError(f"--count {options.count}: a sheet holds 10,000; --out x.npz or a folder takes more")
     generator = load_generator(options.model, choose_device(options.device))
-    if out.suffix == ".png" and options.count > 10_000:
-        raise UserError(
-            f"--count {options.count}: a sheet holds 10,000 at most; --out with .npz or a folder takes more"
-        )
-    bar = tqdm(total=options.count, unit="img", disable=None, leave=False)
-    pieces = ((bar.update(len(piece)), piece)[1] for piece in generator.stream(options.count, options.seed))
     try:
-        if out.suffix in (".png", ".npz"):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            images, stream = np.concatenate(list(pieces)), io.BytesIO()
+        (out if is_folder else out.parent).mkdir(parents=True, exist_ok=True)
+        if is_folder and any(out.iterdir()):
+            raise UserError(f"--out {out}: the folder is not empty")
+        if out.is_dir() and not is_folder:
+            raise UserError(f"--out {out}: is a folder")
+        shape = generator.generate(1, options.seed).shape[1:]
+        images = np.empty((0 if is_folder else options.count, *shape), np.uint8)
+        with tqdm(total=options.count, unit="img", disable=None, leave=False) as bar:
+            for k, piece in enumerate(generator.stream(options.count, options.seed)):
+                start = k * GENERATE_BATCH
+                if is_folder:
+                    for i, image in enumerate(piece, start):
+                        Image.fromarray(image).save(out / f"{i:06d}.png")
+                else:
+                    images[start : start + len(piece)] = piece
+                bar.update(len(piece))
+        if not is_folder:
+            stream = io.BytesIO()
             sheet(images).save(stream, "PNG") if out.suffix == ".png" else np.savez_compressed(stream, images=images)
             write_whole(out, stream.getvalue())
-        else:
-            out.mkdir(parents=True, exist_ok=True)
-            if any(out.iterdir()):
-                raise UserError(f"--out {out}: the folder is not empty")
-            for i, image in enumerate(image for piece in pieces for image in piece):
-                Image.fromarray(image).save(out / f"{i:06d}.png")
+    except MemoryError:
+        raise UserError(f"--count {options.count}: do not fit into memory; --out folder/ takes any number") from None
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from None
-    bar.close()
+        raise UserError(f"--out {out}: {error.strerror or error}") from None
     print(f"{options.count:,} images of {options.model}, seed {options.seed}: {out}")
     return out
 
@@ -1408,15 +1467,18 @@ def peak_memory(device: torch.device) -> str:
 
 def clock(seconds: float) -> str:
     """12.3 s, 4 min 05 s or 2 h 07 min."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
-    minutes = int(seconds // 60)
-    return f"{minutes} min {seconds % 60:02.0f} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns its exit status: 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console whose code page has no × must not end a run
     command = argv.pop(0) if argv and argv[0] in COMMANDS else "train"
     try:
         if command == "train":

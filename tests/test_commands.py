@@ -139,6 +139,10 @@ def test_generate_refuses(trained, tmp_path, fails):
     assert "no-model: there is no such model" in fails("generate", tmp_path / "no-model", "--out", nothing)
     assert "junk: neither a .safetensors" in fails("generate", tmp_path / "junk", "--out", nothing)
     assert "other.pt: not a checkpoint" in fails("generate", tmp_path / "other.pt", "--out", nothing)
+    (tmp_path / "folder.png").mkdir()
+    assert "folder.png: is a folder" in fails("generate", model, "--out", tmp_path / "folder.png")
+    message = fails("generate", model, "--out", tmp_path / "x.npz", "--count", 10**8, "--device", "meta")
+    assert "--device meta: not available" in message
     assert "--count: 0 is not" in fails("generate", model, "--count", 0, "--out", nothing)
     assert "required: --out" in fails("generate", model)
     assert not nothing.exists()
@@ -204,6 +208,48 @@ def test_resume_refuses_other_shapes_and_takes_other_rates(trained, tmp_path, ca
     assert run.optimizer_g.state_dict()["state"][0]["step"] == 8
 
 
+def test_resume_keeps_out_of_other_folders(trained, tmp_path, capsys):
+    out, _ = trained
+    last = out / "checkpoints" / "last.pt"
+    (tmp_path / "loose.pt").write_bytes(last.read_bytes())
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    for words, message in (
+        (["--resume", tmp_path / "loose.pt"], "lies in no run's folder; name one with --out"),
+        (["--resume", last, "--out", tmp_path / "other"], "already holds a run"),
+        (["--resume", last, "--dry-run"], "--dry-run: makes a run of its own"),
+    ):
+        assert gan.main([*map(str, words), "--epochs", "9"]) == 2
+        assert message in capsys.readouterr().err
+    assert list((tmp_path / "other").rglob("*.*")) == []
+    words = ["--resume", tmp_path / "loose.pt", "--out", tmp_path / "branch", "--epochs", "3"]
+    assert gan.main([*map(str, words)]) == 0  # a branch of the run, in a folder of its own
+    assert [row["epoch"] for row in rows(tmp_path / "branch" / "epochs.csv")] == ["1", "2", "3"]
+    capsys.readouterr()
+
+
+def test_a_checkpoint_from_another_kind_of_device(trained, capsys):
+    out, _ = trained
+    options = gan.parse_options(["--resume", str(out)])
+    saved = gan.load_checkpoint(options.resume)
+    saved["rng"] = {"device": "cuda", "state": torch.zeros(16, dtype=torch.uint8)}
+    run = gan.make_run(options, 3, torch.device("cpu"), False)
+    gan.restore(run, saved, options)
+    assert run.step == 8
+    assert "note: the checkpoint is from a cuda device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--flip", "--precision", "bf16"], ["--optimizer", "sgd", "--loss", "bce"]])
+def test_resume_is_exact_with_other_options_too(tmp_path, words):
+    data = save_all(pictures(24), tmp_path / "data")
+    same = [*TOY, "--data", str(data), "--seed", "1", "--sample-every", "9", *words]
+    whole = gan.train(gan.parse_options([*same, "--epochs", "2", "--out", str(tmp_path / "whole")]))
+    gan.train(gan.parse_options([*same, "--epochs", "1", "--out", str(tmp_path / "parts")]))
+    parts = gan.train(gan.parse_options(["--resume", str(tmp_path / "parts"), "--epochs", "2"]))
+    first, second = (gan.load_checkpoint(run / "checkpoints" / "last.pt") for run in (whole, parts))
+    for part in ("networks", "optimizers", "average", "rng"):
+        assert_same(first[part], second[part])
+
+
 def test_resume_says_what_is_missing(tmp_path, capsys):
     for words, message in (
         (["--resume"], "--resume: name the run's folder with --out"),
@@ -217,18 +263,58 @@ def test_resume_says_what_is_missing(tmp_path, capsys):
     assert "half.pt: not a whole checkpoint" in capsys.readouterr().err
 
 
-def test_a_run_is_not_overwritten(trained, capsys):
+def test_a_run_is_not_overwritten(trained, capsys, tmp_path):
     out, _ = trained
+    (tmp_path / "file").write_text("mine")
+    assert gan.main(["--out", str(tmp_path / "file" / "run"), "--dry-run", *TOY]) == 2
+    assert "run: " in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
     before = (out / "log.csv").read_bytes()
     assert gan.main(["--out", str(out), "--epochs", "1"]) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert (out / "log.csv").read_bytes() == before
 
 
-def test_old_numbered_checkpoints_go(tmp_path):
-    words = ["--data", str(save_all(pictures(16), tmp_path / "data")), "--epochs", "4", "--save-every", "1"]
-    out = gan.train(gan.parse_options([*TOY, *words, "--keep", "2", "--out", str(tmp_path / "run")]))
+def test_a_grey_run_end_to_end_with_sparse_sheets_and_checkpoints(tmp_path):
+    grey = np.repeat(pictures(16)[..., :1], 3, axis=3)
+    words = ["--data", str(save_all(grey, tmp_path / "data")), "--epochs", "4", "--save-every", "1", "--keep", "2"]
+    words += ["--sample-every", "3", "--width-g", "1", "--width-d", "1", "--out", str(tmp_path / "run")]
+    out = gan.train(gan.parse_options([*TOY, *words]))
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["epoch_0003.pt", "epoch_0004.pt", "last.pt"]
+    assert [p.name for p in gan.by_epoch(out / "samples", ".png")] == ["epoch_0003.png", "epoch_0004.png"]
+    drawn = [f"generator_epoch_{epoch:04d}.png" for epoch in (0, 1, 2, 4)]
+    assert sorted(p.name for p in (out / "weights").glob("generator*")) == drawn
+    assert gan.load_generator(out / "generator.safetensors").generate(3).shape == (3, 8, 8)
+    with Image.open(out / "samples" / "epoch_0004.png") as sheet:
+        assert sheet.mode == "L"
+
+
+def test_epochs_are_ordered_by_number(tmp_path):
+    for epoch in (1, 9990, 10000):
+        (tmp_path / f"epoch_{epoch:04d}.pt").touch()
+    assert [p.stem for p in gan.by_epoch(tmp_path, ".pt")] == ["epoch_0001", "epoch_9990", "epoch_10000"]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    gan.write_whole(path, b"first")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gan.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        gan.write_whole(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0.0 s"), (59.97, "1 min 00 s"), (119.7, "2 min 00 s"), (3599.9, "1 h 00 min"), (7620, "2 h 07 min")],
+)
+def test_clock(seconds, words):
+    assert gan.clock(seconds) == words
 
 
 # ------------------------------------------------------------------------------------------------- the command itself
@@ -238,7 +324,7 @@ def test_dry_run_on_the_built_in_data_writes_everything(tmp_path):
     done = command("--dry-run", "--out", tmp_path / "run", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("training on the built-in shapes")
-    assert "G 370,624, D 167,872 parameters" in done.stdout
+    assert "G 370,624 and D 167,872 parameters" in done.stdout
     for name in (
         "options.json log.csv epochs.csv generator.safetensors samples/epoch_0001.png samples/progress.gif "
         "plots/generator_loss.png plots/discriminator_loss.png weights/generator_epoch_0001.png "
@@ -285,7 +371,7 @@ def test_a_terminal_shows_a_bar_and_ctrl_c_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     assert "d_loss=" in text
     assert "Traceback" not in text
-    assert f"go on with: python rollnumber_04.py --resume --out {tmp_path / 'run'}" in text
+    assert f"with: python rollnumber_04.py --resume --out {tmp_path / 'run'}" in text
     assert gan.load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["epoch"] >= 1
 
 

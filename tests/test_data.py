@@ -1,8 +1,10 @@
 """Every layout and image mode comes out right, and what is wrong with a data set is said in one sentence."""
 
 import gzip
+import os
 import pickle
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -79,7 +81,7 @@ def test_colour_layouts_hold_the_same_images(tmp_path, layout):
     assert loaded.pixels.shape == (20, 32, 32, 3)
     assert as_set(loaded) == expected
     if layout in ("classes", "npz", "npz-nchw"):
-        with pytest.raises(gan.UserError, match=r"not divided|found 0"):
+        with pytest.raises(gan.UserError, match=r"not divided|found nothing"):
             gan.load_images(root, "test")
     else:
         test = gan.load_images(root, "test")
@@ -139,6 +141,57 @@ def test_download_uses_what_torchvision_finds(tmp_path):
         write_idx(tmp_path / f"MNIST/raw/{split}-images-idx3-ubyte", pictures(count, 28)[..., 0])
         write_idx(tmp_path / f"MNIST/raw/{split}-labels-idx1-ubyte", np.arange(count).astype(np.uint8))
     assert len(gan.load_images(gan.download("mnist", tmp_path)).pixels) == 12
+
+
+def test_what_lies_beside_the_images_does_not_hide_them(tmp_path):
+    for name in ("bus", "car", "train"):  # a class may be called train
+        save_all(pictures(3), tmp_path / "vehicles" / name)
+    assert gan.load_images(tmp_path / "vehicles").classes == ("bus", "car", "train")
+    np.savez(tmp_path / "vehicles" / "bus" / "features.npz", a=np.zeros(3))
+    (tmp_path / "vehicles" / "notes.pkl").write_bytes(pickle.dumps([1, 2]))
+    save_all(pictures(1), tmp_path / "vehicles" / "car" / ".thumbnails")
+    assert len(gan.load_images(tmp_path / "vehicles").pixels) == 9
+
+
+def test_the_folder_above_a_set_is_the_set_or_names_several(tmp_path, fails):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            save_all(pictures(2), tmp_path / "data" / "pets" / split / name)
+    loaded = gan.load_images(tmp_path / "data")
+    assert (len(loaded.pixels), loaded.classes) == (4, ("cat", "dog"))
+    write_cifar(tmp_path / "data" / "cifar-10-batches-py", pictures(20, 32), LABELS)
+    assert "holds several data sets; name one of them" in fails("--data", tmp_path / "data")
+
+
+def test_splits_made_of_arrays(tmp_path):
+    for split, part in (("training", slice(None)), ("testing", slice(0, 1))):
+        (tmp_path / split).mkdir()
+        np.savez(tmp_path / split / "a.npz", x=pictures(20)[part], y=LABELS[part])
+    test = gan.load_images(tmp_path, "test")
+    assert test.labels.tolist() == [0]
+    assert test.classes == ("0", "1")
+
+
+def test_idx_files_kept_both_packed_and_unpacked(tmp_path):
+    for zipped in (False, True):
+        name = "train-images-idx3-ubyte" + ".gz" * zipped
+        write_idx(tmp_path / name, pictures(6, 28)[..., 0], zipped)
+    assert len(gan.load_images(tmp_path).pixels) == 6
+
+
+@pytest.mark.parametrize("platform", ["linux", "win32"])
+def test_many_chunks_keep_their_places(tmp_path, monkeypatch, capsys, platform):
+    monkeypatch.setattr(gan, "DECODE_CHUNK", 4)
+    monkeypatch.setattr(gan.sys, "platform", platform)  # forked workers, or threads
+    images = pictures(30)
+    save_all(images, tmp_path / "flat")
+    (tmp_path / "flat" / "0013.png").write_bytes(b"")
+    loaded = gan.load_images(tmp_path / "flat", skip_unreadable=True)
+    assert (loaded.pixels.numpy() == np.delete(images, 13, axis=0)).all()
+    assert "0013.png" in capsys.readouterr().out
+    # Pictures that are too large for the asked size and come as an array go through the same workers.
+    np.savez(tmp_path / "big.npz", np.repeat(images, 2, axis=1).repeat(2, axis=2))
+    assert gan.load_images(tmp_path / "big.npz", image_size=8).pixels.shape == (30, 8, 8, 3)
 
 
 # ------------------------------------------------------------------------------------------------------ image modes
@@ -246,6 +299,25 @@ def test_bad_folders(fails, tmp_path, class_folders):
     assert "1 image is too few" in fails("--data", tmp_path / "one")
 
 
+def test_paths_that_cannot_be_read(fails, tmp_path, class_folders):
+    assert "File name too long" in fails("--data", tmp_path / ("x" * 300))
+    (class_folders / "cat").chmod(0)
+    if os.name == "posix" and os.geteuid():  # root may read anything
+        assert "cat: Permission denied" in fails("--data", class_folders)
+    (class_folders / "cat").chmod(0o755)
+
+
+def test_a_download_that_fails(fails, tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    def refuse(root, download):
+        raise RuntimeError("no mirror answers")
+
+    monkeypatch.setattr(datasets, "CIFAR10", refuse)
+    message = fails("--download", "cifar10", "--data", tmp_path / "here", "--device", "cpu")
+    assert "--download cifar10: could not be fetched into" in message
+
+
 def test_damaged_images_are_named_or_skipped(fails, capsys, tmp_path, class_folders):
     whole = (class_folders / "cat" / "0003.png").read_bytes()
     (class_folders / "cat" / "0003.png").write_bytes(whole[: len(whole) // 2])
@@ -291,6 +363,11 @@ def test_damaged_arrays(fails, tmp_path):
     assert "expected uint8 images" in fails("--data", tmp_path / "b.npz")
     np.savez(tmp_path / "c.npz", x=np.array([{"an": "object"}]))
     assert "c.npz: not a readable .npz" in fails("--data", tmp_path / "c.npz")
+    np.savez(tmp_path / "e.npz", x=pictures(4), y=np.eye(4))
+    assert "found x (4, 8, 8, 3), y (4, 4)" in fails("--data", tmp_path / "e.npz")  # not taken for unlabelled
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as archive:
+        archive.writestr("0.png", b"a picture")
+    assert "f.zip: a zip of files, not of arrays" in fails("--data", tmp_path / "f.zip")
     np.savez(tmp_path / "d.npz", x=pictures(2), y=np.array([0, -1]))
     assert "labels must be whole numbers" in fails("--data", tmp_path / "d.npz")
 
@@ -327,7 +404,7 @@ def test_a_pickle_that_claims_a_huge_array_allocates_nothing(fails, tmp_path):
 @pytest.mark.parametrize("size", [7, 9, 30, 33, 100])
 def test_a_size_that_the_networks_cannot_make(fails, size):
     message = fails("--image-size", size)
-    assert f"--image-size {size}: must be 4, 5, 6 or 7 times a power of two" in message
+    assert f"--image-size {size}: must be 4, 5, 6 or 7 times 2, 4, 8, 16" in message
 
 
 def test_bad_data_as_a_user_sees_it(tmp_path):
