@@ -1302,7 +1302,7 @@ def plain(options: argparse.Namespace) -> dict[str, Any]:
     """The options that describe a run, as plain values: what is written to options.json and into checkpoints."""
     here_only = ("resume", "dry_run", "out", "download")
     items = {name: value for name, value in vars(options).items() if name not in here_only}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in items.items()}
+    return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in items.items()}
 
 
 def train(options: argparse.Namespace) -> Path:
@@ -1491,6 +1491,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rollnumber_04.py: interrupted", file=sys.stderr)
         return 130
+    except MemoryError as error:
+        print(f"rollnumber_04.py: not enough memory ({error}): lower --image-size or --batch-size", file=sys.stderr)
+        return 2
     except OSError as error:  # a full disk, a folder that has become read-only
         print(f"rollnumber_04.py: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 1
