@@ -25,10 +25,12 @@ import pickle
 import platform
 import re
 import secrets
+import signal
 import struct
 import sys
 import tarfile
 import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -115,8 +117,10 @@ def load_images(
         raise UserError(f"--data {path}: there is no such file or folder") from None
     except OSError as error:
         raise UserError(f"--data {error.filename or path}: {error.strerror}") from None
-    size = checked_size(image_size or natural_size(source, skip_unreadable))
-    pixels, unreadable = decode(source.items, size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # a picture that unpacks to gigabytes is damage
+        size = checked_size(image_size or natural_size(source, skip_unreadable))
+        pixels, unreadable = decode(source.items, size)
     labels = None if source.labels is None else np.array(source.labels, np.int64)
     if unreadable:
         if not skip_unreadable:
@@ -145,21 +149,21 @@ def find_images(path: Path, split: str) -> Source:
     Raises UserError, and OSError for a path that is not there or must not be read.
     """
     if not path.is_dir():
-        path.stat()
-        if kind := array_kind(path):
+        path.stat()  # raises if there is nothing
+        if kind := array_kind(path) if path.is_file() else None:
             return pick_arrays(*ARRAY_READERS[kind]([path]), split, path)
         raise UserError(f"--data {path}: neither a folder nor a file of images that is known here")
     entries = sorted(entry for entry in path.iterdir() if not is_hidden(entry.name))
     folders = [entry for entry in entries if entry.is_dir()]
     if splits := split_folders(folders):
-        if split not in splits:
-            raise UserError(f"--data {path}: has no test/ beside its train/")
+        if missing := {"train", split} - splits.keys():
+            raise UserError(f"--data {path}: has no {missing.pop()}/ beside its {next(iter(splits))}/")
         return find_split(splits["train"], splits[split])
     if divided := [folder for folder in folders if split_folders([*folder.iterdir()])]:
         return only(divided if len(folders) == 1 else folders, path, split)
 
-    images = [entry for entry in entries if is_image_name(entry.name) and entry.is_file()]
-    members = {folder: images_below(folder) for folder in folders}
+    images = image_files(path)
+    members = {folder: image_files(folder, below=True) for folder in folders}
     if not images and not any(members.values()):
         if arrays := array_files(path):
             kind, files = next(iter(arrays.items()))
@@ -187,7 +191,7 @@ def split_folders(entries: Sequence[Path]) -> dict[str, Path]:
     found = {split: next((f for f in folders if f.name.lower() in names), None) for split, names in SPLITS.items()}
     splits = {split: folder for split, folder in found.items() if folder}
     whole = len(splits) == 2 or all(folder.name.lower() in SPLITS["train"] | SPLITS["test"] for folder in folders)
-    return splits if "train" in splits and whole else {}
+    return splits if whole else {}
 
 
 def only(folders: Sequence[Path], parent: Path, split: str) -> Source:
@@ -219,14 +223,17 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Every image file in a class folder, sub-folders included, in a fixed order. Raises OSError."""
+def image_files(folder: Path, below: bool = False) -> list[Path]:
+    """The image files of a folder, and of the folders `below` it, in a fixed order. Raises OSError.
+
+    Links to files are followed, one that leads nowhere is a damaged image; links to folders are not, for they may loop.
+    """
     found = []
-    for entry in folder.iterdir():
-        if is_image_name(entry.name):
-            found.append(entry)
-        elif not is_hidden(entry.name) and entry.is_dir():
-            found += images_below(entry)
+    for entry in os.scandir(folder):
+        if is_image_name(entry.name) and (entry.is_file() or entry.is_symlink()):
+            found.append(Path(entry.path))
+        elif below and entry.is_dir(follow_symlinks=False) and not is_hidden(entry.name):
+            found += image_files(Path(entry.path), below)
     return sorted(found)
 
 
@@ -303,8 +310,8 @@ def read_npz(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
     try:
         with np.load(files[0], allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
-        raise UserError(f"--data {files[0]}: not a readable .npz ({error})") from None
+    except Exception as error:  # zip and array headers can be damaged in more ways than numpy lists
+        raise UserError(f"--data {files[0]}: not a readable .npz ({complaint(error)})") from None
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
         raise UserError(f"--data {files[0]}: a zip of files, not of arrays; unpack it and name the folder")
     is_named = "classes" in arrays and arrays["classes"].dtype.kind == "U"
@@ -322,7 +329,7 @@ def read_idx(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
                 claimed = math.prod(shape)
                 data = stream.read(claimed + 1)  # a byte more than the header claims would be a byte too many
         except (OSError, EOFError, OverflowError, MemoryError, zlib.error, struct.error) as error:
-            raise UserError(f"--data {path}: a damaged IDX file ({error})") from None
+            raise UserError(f"--data {path}: a damaged IDX file ({complaint(error)})") from None
         if len(data) != claimed:
             held = "more" if len(data) > claimed else f"only {len(data):,}"
             raise UserError(f"--data {path}: its header says {claimed:,} values, it holds {held}")
@@ -369,7 +376,7 @@ def read_cifar(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
             elif names := batch.get("fine_label_names") or batch.get("label_names"):
                 classes = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
         except Exception as error:  # a damaged pickle may fail in any of its instructions, with any exception
-            raise UserError(f"--data {file}: not a CIFAR batch ({error})") from None
+            raise UserError(f"--data {file}: not a CIFAR batch ({complaint(error)})") from None
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}, classes
 
 
@@ -384,8 +391,12 @@ def open_image(item: Path | np.ndarray) -> Image.Image:
 
 
 def complaint(error: Exception) -> str:
-    """What a decoder's exception says, in a few words; Pillow's own on an unknown file only repeats its name."""
-    return "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
+    """What a reader's exception says, in a few words; some libraries' own words only repeat the file's name."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, KeyError):
+        return f"there is no {error} in it"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def natural_size(source: Source, skip_unreadable: bool) -> int:
@@ -420,7 +431,9 @@ def decode(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, d
     chunks = [items[i : i + step] for i in range(0, len(items), step)]
     workers = min(len(chunks), os.cpu_count() or 1)
     if sys.platform == "linux":
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
+        # Ctrl-C reaches the whole process group; a worker that died of it could leave the pool waiting for ever.
+        ignore = (signal.SIGINT, signal.SIG_IGN)
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), signal.signal, ignore)
     else:
         large = isinstance(items[0], np.ndarray) or items[0].stat().st_size > 1 << 14
         pool = ThreadPoolExecutor(workers if large else 1)
@@ -797,7 +810,7 @@ def choose_device(name: str) -> torch.device:
     """The asked device, or for "auto" a CUDA GPU, Apple's GPU or the CPU, whichever comes first. Raises UserError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name.partition(":")[0] in ("cpu", "cuda", "mps"):
+    if re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
         try:
             return torch.zeros(1, device=name).device
         except (RuntimeError, AssertionError):
@@ -946,7 +959,7 @@ def draw_epoch(run: Run, out: Path, samples: np.ndarray, options: argparse.Names
     """The loss curves, a sheet of samples every `sample_every` epochs, the weights at 1, 2, 5, 10, 20 … and last."""
     plot_losses(run, out, LOSS_NAMES[options.loss])
     if last or run.epoch % options.sample_every == 0:
-        picture = sheet(samples)
+        picture = sheet(samples if options.image_size <= 256 else samples[:16])
         picture.save(out / "samples" / f"epoch_{run.epoch:04d}.png")
         board.add_image("samples/fixed_noise", np.atleast_3d(np.asarray(picture)), run.step, dataformats="HWC")
     if last or f"{run.epoch}".rstrip("0") in ("1", "2", "5"):
@@ -965,9 +978,13 @@ def plot_losses(run: Run, out: Path, loss_name: str) -> None:
         smooth = np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
         figure = Figure(figsize=(8, 4.5), dpi=120)
         axes = figure.subplots(gridspec_kw=dict(left=0.09, right=0.98, bottom=0.12, top=0.92))
-        axes.plot(steps, values, color=BLUE, alpha=0.35, linewidth=0.8, marker="." if len(steps) < 3 else "")
-        axes.plot(steps, smooth, color=BLUE, linewidth=1.8)
-        axes.legend(["mean of each logging interval", f"smoothed over {window} intervals"], frameon=False)
+        label = "mean of each logging interval"
+        if window == 1:
+            axes.plot(steps, values, color=BLUE, linewidth=1.2, marker=".", label=label)
+        else:
+            axes.plot(steps, values, color=BLUE, alpha=0.35, linewidth=0.8, label=label)
+            axes.plot(steps, smooth, color=BLUE, linewidth=1.8, label=f"smoothed over {window} intervals")
+        axes.legend(frameon=False)
         axes.set(title=f"{network.capitalize()} loss ({loss_name})", xlabel="iteration", ylabel=formula)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -999,13 +1016,14 @@ def plot_weights(run: Run, out: Path) -> None:
         inch = 1 / (2.3 * len(layers))  # of the figure's height; fixed margins, for a layout engine would draw it twice
         figure = Figure(figsize=(12, 1 / inch), dpi=80)
         figure.suptitle(f"Weights of the {title} after epoch {run.epoch} (iteration {run.step:,})")
-        margins = dict(left=0.01, right=0.98, bottom=0.5 * inch, top=1 - 0.65 * inch, hspace=0.7, wspace=0.15)
+        margins = dict(left=0.01, right=0.98, bottom=0.5 * inch, top=1 - 0.75 * inch, hspace=0.7, wspace=0.15)
         rows = figure.subplots(len(layers), 2, width_ratios=(3, 1), squeeze=False, gridspec_kw=margins)
         for (picture, histogram), layer in zip(rows, layers, strict=True):
             weight = layer.weight.detach().float().cpu()
             histogram.hist(weight.numpy().ravel(), bins=80, color=BLUE, histtype="stepfilled")
             histogram.set(title=f"standard deviation {weight.std():.3g}", xlabel="weight", ylabel="count")
             histogram.spines[["top", "right"]].set_visible(False)
+            histogram.locator_params(nbins=5)
             if isinstance(layer, nn.ConvTranspose2d) and layer is not at_pixels:
                 weight = weight.transpose(0, 1)  # torch keeps it as inputs × outputs, which is filters × channels
             elif isinstance(layer, nn.Linear):  # each number of z adds a base×base map to each output channel
@@ -1024,11 +1042,25 @@ CHECKPOINT_FORMAT, GENERATOR_FORMAT = "rollnumber_04 checkpoint 1", "rollnumber_
 SHAPE_OPTIONS = ("image_size", "latent_dim", "width_g", "width_d")
 
 
-def open_run_folder(out: Path) -> Path:
-    """Make the run's folder and its parts."""
+def refuse_folder(out: Path, data: Path | None) -> None:
+    """Raise UserError if `out` cannot become a new run's folder: not empty, not a folder, not writable, among the data."""
+    if os.path.isdir(out) and os.listdir(out):
+        raise UserError(f"--out {out}: already holds a run or other files; name a new folder, or --resume to go on")
+    above = next(path for path in (out, *out.parents) if os.path.exists(path))
+    if not os.path.isdir(above) or not os.access(above, os.W_OK):
+        raise UserError(f"--out {out}: {above} is not a folder that can be written to")
+    if data and os.path.isdir(data) and out.resolve().is_relative_to(data.resolve()):
+        raise UserError(f"--out {out}: lies inside the data, {data}, whose images it would join; name another folder")
+
+
+def open_run_folder(out: Path, is_new: bool) -> Path:
+    """Make the run's folder and its parts; of two runs that ask for the same new one at once, the second is refused."""
     try:
-        for part in ("samples", "plots", "weights", "checkpoints", "tensorboard"):
-            (out / part).mkdir(parents=True, exist_ok=True)
+        (out / "checkpoints").mkdir(parents=True, exist_ok=not is_new)
+        for part in ("samples", "plots", "weights", "tensorboard"):
+            (out / part).mkdir(exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"--out {out}: another run has just taken it; name another folder") from None
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from None
     return out
@@ -1122,11 +1154,10 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Generator:
     """The averaged generator of a `.safetensors` file or a `.pt` checkpoint, ready to `generate`. Raises UserError."""
-    path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such model")
     if zipfile.is_zipfile(path):
-        saved = load_checkpoint(path)
+        saved = load_checkpoint(Path(path))
         architecture, weights = saved["architecture"]["generator"], saved["average"]
     else:
         try:
@@ -1136,13 +1167,19 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Gene
                     raise UserError(f"{path}: not a generator of this program")
                 architecture = json.loads(metadata["architecture"])
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError):
+        except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError):
             raise UserError(f"{path}: neither a .safetensors generator nor a checkpoint, or damaged") from None
-    try:
-        generator = Generator(**architecture)
-        generator.load_state_dict(weights)
-    except (TypeError, RuntimeError) as error:
-        raise UserError(f"{path}: its weights do not fit its architecture ({error})") from None
+    limits = {"image_size": SIZES, "channels": (1, 3), "latent_dim": range(1, 4097), "width": range(1, 1025)}
+    if not isinstance(architecture, dict) or architecture.keys() != limits.keys():
+        raise UserError(f"{path}: does not say what network its weights are of")
+    if not all(type(value) is int and value in limits[name] for name, value in architecture.items()):
+        raise UserError(f"{path}: its network is not one that is made here: {architecture}")
+    with torch.device("meta"):  # shapes without memory, so that a false header allocates nothing
+        expected = {name: tensor.shape for name, tensor in Generator(**architecture).state_dict().items()}
+    if {name: tensor.shape for name, tensor in weights.items()} != expected:
+        raise UserError(f"{path}: its weights do not fit the network that it describes")
+    generator = Generator(**architecture)
+    generator.load_state_dict(weights)
     return generator.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
@@ -1179,10 +1216,18 @@ def number(kind: type, low: float, high: float, open_low: bool = False) -> Calla
             value = math.nan
         if not (low < value <= high if open_low else low <= value <= high):
             what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text} is not {what} {'above' if open_low else 'from'} {low} to {high}")
+            span = f"above {low}, up to {high}" if open_low else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} {span}")
         return value
 
     return parse
+
+
+def some_path(text: str) -> Path:
+    """An argparse type: a path, but not the empty one of a shell's unset variable, which Path takes for this folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return Path(text)
 
 
 def build_parser(command: str = "train") -> argparse.ArgumentParser:
@@ -1198,10 +1243,14 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     device = dict(default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 … or mps")
 
     if command == "generate":
-        parser.add_argument("model", type=Path, metavar="MODEL", help="a .safetensors generator or a .pt checkpoint")
+        parser.add_argument(
+            "model", type=some_path, metavar="MODEL", help="a .safetensors generator or a .pt checkpoint"
+        )
         parser.add_argument("--count", type=whole(1, 10**8), default=64, help="how many images")
         parser.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="image i of a seed is always the same")
-        parser.add_argument("--out", required=True, metavar="PATH", help="x.png (a sheet), x.npz or a new folder")
+        parser.add_argument(
+            "--out", type=some_path, required=True, metavar="PATH", help="x.png (a sheet), x.npz or a new folder"
+        )
         parser.add_argument("--device", **device)
         return parser
 
@@ -1210,11 +1259,13 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     group.add_argument("--epochs", type=whole(1, 10**6), default=50, help="passes over the data")
     group.add_argument("--batch-size", type=whole(2, 2**16), default=64, help="images a step")
     group.add_argument("--seed", type=whole(0, 2**31 - 1), help="of everything random; drawn and printed if left out")
-    group.add_argument("--resume", nargs="?", const=True, metavar="PATH", help="go on from PATH or --out's last.pt")
+    group.add_argument(
+        "--resume", nargs="?", type=some_path, const=True, metavar="PATH", help="go on from PATH or --out's last.pt"
+    )
     group.add_argument("--dry-run", action="store_true", help="one real step, every file written")
 
     group = parser.add_argument_group("data")
-    group.add_argument("--data", type=Path, metavar="PATH", help="images; drawn shapes if left out")
+    group.add_argument("--data", type=some_path, metavar="PATH", help="images; drawn shapes if left out")
     names = ("cifar10", "cifar100", "mnist", "fashion-mnist")
     group.add_argument("--download", choices=names, help="fetch it into --data (or ./data) first, by torchvision")
     group.add_argument("--image-size", type=whole(1, 1024), help="pixels a side; the images' own if left out")
@@ -1245,7 +1296,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where faster")
 
     group = parser.add_argument_group("output")
-    group.add_argument("--out", type=Path, metavar="DIR", help="runs/<preset>-<date>-<time> if left out")
+    group.add_argument("--out", type=some_path, metavar="DIR", help="runs/<preset>-<date>-<time> if left out")
     group.add_argument("--log-every", type=whole(1, 10**6), default=50, help="steps that a row of log.csv averages")
     group.add_argument("--sample-every", type=whole(1, 10**6), default=1, help="epochs between sheets of samples")
     group.add_argument("--save-every", type=whole(1, 10**6), default=10, help="epochs between numbered checkpoints")
@@ -1262,8 +1313,9 @@ def parse_options(argv: Sequence[str] = ()) -> argparse.Namespace:
     given = parser.parse_args(argv)
     defaults = PRESETS[given.preset]
     if given.resume is not None:
-        if given.dry_run:
-            raise UserError("--dry-run: makes a run of its own; leave out --resume")
+        for flag in ("dry_run", "download"):
+            if getattr(given, flag):
+                raise UserError(f"--{flag.replace('_', '-')}: does not go with --resume")
         path = find_checkpoint(given)
         saved = load_checkpoint(path)["options"]
         defaults = {name: value for name, value in saved.items() if name in given}
@@ -1291,7 +1343,7 @@ def find_checkpoint(options: argparse.Namespace) -> Path:
     """The checkpoint that `--resume [PATH]` means: PATH, or last.pt in the run folder that PATH or --out names."""
     if options.resume is True and options.out is None:
         raise UserError("--resume: name the run's folder with --out, or give a checkpoint's path")
-    path = options.out if options.resume is True else Path(options.resume)
+    path = options.out if options.resume is True else options.resume
     path = path / "checkpoints" / "last.pt" if os.path.isdir(path) else path
     if not os.path.isfile(path):  # unlike Path's, these take names of any length
         raise UserError(f"--resume: there is no checkpoint {path}")
@@ -1312,15 +1364,15 @@ def train(options: argparse.Namespace) -> Path:
         print("training on the built-in shapes, drawn on the fly; --data FOLDER trains on your own images", flush=True)
     device = choose_device(options.device)
     saved = load_checkpoint(options.resume) if options.resume else None
-    is_own = saved and options.resume.parent.parent.resolve() == options.out.resolve()
-    if not is_own and any(os.path.exists(options.out / name) for name in ("options.json", "checkpoints")):
-        raise UserError(f"--out {options.out}: already holds a run; name another folder, or add --resume to go on")
-    if options.download and not saved:
+    is_new = not saved or options.resume.parent.parent.resolve() != options.out.resolve()
+    if is_new:
+        refuse_folder(options.out, options.data)
+    if options.download:
         options.data = download(options.download, options.data or Path("data"))
     images = load_images(options.data, "train", options.image_size, options.skip_unreadable)
     count, options.image_size, _, channels = images.pixels.shape
     if count < 2:
-        raise UserError(f"--data {options.data}: {count} image is too few to train on")
+        raise UserError(f"--data {options.data}: training needs at least 2 images, found {count}")
     if options.batch_size > count:
         print(f"note: --batch-size {options.batch_size} is more than the {count} images; using {count}")
         options.batch_size = count
@@ -1344,7 +1396,7 @@ def train(options: argparse.Namespace) -> Path:
         print("note: the data is not what the checkpoint was trained on")
     announce(run, images, facts, f"{last} epochs of {steps:,} steps", options.out)
 
-    out = open_run_folder(options.out)
+    out = open_run_folder(options.out, is_new)
     write_whole(out / "options.json", json.dumps(facts, indent=2).encode())
     spread = pixel_spread(images.pixels[epoch_order(count, 0, 0)[:2000]])
     pixels = on_device(images.pixels, device)
@@ -1409,33 +1461,32 @@ def epoch_line(row: dict[str, float], last: int, seconds_left: float) -> str:
 
 def generate(options: argparse.Namespace) -> Path:
     """The command `generate`: a sheet, an .npz with the array `images`, or a folder of PNGs. Returns what it wrote."""
-    out = Path(options.out)
-    is_folder = options.out.endswith(("/", os.sep)) or not out.suffix
-    if not is_folder and out.suffix not in (".png", ".npz"):
-        raise UserError(f"--out {out}: must end in .png or .npz, or name a folder")
-    if out.suffix == ".png" and not is_folder and options.count > 10_000:
+    out, kind = options.out, options.out.suffix.lower()
+    if kind not in ("", ".png", ".npz"):
+        raise UserError(f"--out {out}: must end in .png or .npz, or name a folder without a dot")
+    if kind == ".png" and options.count > 10_000:
         raise UserError(f"--count {options.count}: a sheet holds 10,000; --out x.npz or a folder takes more")
     generator = load_generator(options.model, choose_device(options.device))
     try:
-        (out if is_folder else out.parent).mkdir(parents=True, exist_ok=True)
-        if is_folder and any(out.iterdir()):
-            raise UserError(f"--out {out}: the folder is not empty")
-        if out.is_dir() and not is_folder:
+        if kind and out.is_dir():
             raise UserError(f"--out {out}: is a folder")
+        if not kind and out.is_dir() and any(out.iterdir()):
+            raise UserError(f"--out {out}: the folder is not empty")
         shape = generator.generate(1, options.seed).shape[1:]
-        images = np.empty((0 if is_folder else options.count, *shape), np.uint8)
+        images = np.empty((options.count if kind else 0, *shape), np.uint8)
+        (out.parent if kind else out).mkdir(parents=True, exist_ok=True)
         with tqdm(total=options.count, unit="img", disable=None, leave=False) as bar:
             for k, piece in enumerate(generator.stream(options.count, options.seed)):
                 start = k * GENERATE_BATCH
-                if is_folder:
+                if kind:
+                    images[start : start + len(piece)] = piece
+                else:
                     for i, image in enumerate(piece, start):
                         Image.fromarray(image).save(out / f"{i:06d}.png")
-                else:
-                    images[start : start + len(piece)] = piece
                 bar.update(len(piece))
-        if not is_folder:
+        if kind:
             stream = io.BytesIO()
-            sheet(images).save(stream, "PNG") if out.suffix == ".png" else np.savez_compressed(stream, images=images)
+            sheet(images).save(stream, "PNG") if kind == ".png" else np.savez_compressed(stream, images=images)
             write_whole(out, stream.getvalue())
     except MemoryError:
         raise UserError(f"--count {options.count}: do not fit into memory; --out folder/ takes any number") from None
@@ -1473,6 +1524,12 @@ def clock(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def complain(sentence: str, status: int) -> int:
+    """Say what is wrong in one line, whatever the names in it hold; returns the exit status."""
+    print("rollnumber_04.py:", " ".join(sentence.split()), file=sys.stderr)
+    return status
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns its exit status: 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -1486,17 +1543,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             generate(build_parser(command).parse_args(argv))
     except UserError as error:
-        print(f"rollnumber_04.py: {error}", file=sys.stderr)
-        return error.status
+        return complain(str(error), error.status)
     except KeyboardInterrupt:
-        print("rollnumber_04.py: interrupted", file=sys.stderr)
-        return 130
-    except MemoryError as error:
-        print(f"rollnumber_04.py: not enough memory ({error}): lower --image-size or --batch-size", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that has become read-only
-        print(f"rollnumber_04.py: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return complain("interrupted", 130)
+    except BrokenPipeError:  # what reads the output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a full disk, a folder that has become read-only
+        return complain(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        return complain(f"not enough memory; lower --image-size, --batch-size or --width-* ({error})"[:300], 2)
     return 0
 
 

@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT, TOY, command, pictures, save_all
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rollnumber_04 as gan
@@ -143,7 +144,7 @@ def test_generate_refuses(trained, tmp_path, fails):
     assert "folder.png: is a folder" in fails("generate", model, "--out", tmp_path / "folder.png")
     message = fails("generate", model, "--out", tmp_path / "x.npz", "--count", 10**8, "--device", "meta")
     assert "--device meta: not available" in message
-    assert "--count: 0 is not" in fails("generate", model, "--count", 0, "--out", nothing)
+    assert "--count: '0' is not" in fails("generate", model, "--count", 0, "--out", nothing)
     assert "required: --out" in fails("generate", model)
     assert not nothing.exists()
     assert (tmp_path / "full" / "mine.txt").read_text() == "kept"
@@ -216,7 +217,8 @@ def test_resume_keeps_out_of_other_folders(trained, tmp_path, capsys):
     for words, message in (
         (["--resume", tmp_path / "loose.pt"], "lies in no run's folder; name one with --out"),
         (["--resume", last, "--out", tmp_path / "other"], "already holds a run"),
-        (["--resume", last, "--dry-run"], "--dry-run: makes a run of its own"),
+        (["--resume", last, "--download", "mnist"], "--download: does not go with --resume"),
+        (["--resume", last, "--dry-run"], "--dry-run: does not go with --resume"),
     ):
         assert gan.main([*map(str, words), "--epochs", "9"]) == 2
         assert message in capsys.readouterr().err
@@ -267,7 +269,7 @@ def test_a_run_is_not_overwritten(trained, capsys, tmp_path):
     out, _ = trained
     (tmp_path / "file").write_text("mine")
     assert gan.main(["--out", str(tmp_path / "file" / "run"), "--dry-run", *TOY]) == 2
-    assert "run: " in capsys.readouterr().err
+    assert "file is not a folder that can be written to" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
     before = (out / "log.csv").read_bytes()
     assert gan.main(["--out", str(out), "--epochs", "1"]) == 2
@@ -378,22 +380,82 @@ def test_a_terminal_shows_a_bar_and_ctrl_c_says_how_to_go_on(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--epochs", "0"], "--epochs: 0 is not a whole number from 1"),
-        (["--epochs", "ten"], "--epochs: ten is not a whole number"),
-        (["--batch-size", "1"], "--batch-size: 1 is not a whole number from 2"),
-        (["--lr-g", "0"], "--lr-g: 0 is not a number above 0"),
-        (["--lr-d", "nan"], "--lr-d: nan is not a number"),
-        (["--beta1", "1"], "--beta1: 1 is not a number"),
-        (["--seed", "-1"], "--seed: -1 is not a whole number"),
+        (["--epochs", "0"], "--epochs: '0' is not a whole number from 1"),
+        (["--epochs", "ten"], "--epochs: 'ten' is not a whole number"),
+        (["--batch-size", "1"], "--batch-size: '1' is not a whole number from 2"),
+        (["--lr-g", "0"], "--lr-g: '0' is not a number above 0, up to 10"),
+        (["--lr-d", "nan"], "--lr-d: 'nan' is not a number"),
+        (["--beta1", "1"], "--beta1: '1' is not a number"),
+        (["--seed", "-1"], "--seed: '-1' is not a whole number"),
         (["--loss", "hope"], "--loss: invalid choice: 'hope'"),
         (["--image-size", "33"], "--image-size 33"),
         (["--device", "abacus"], "--device abacus: not available"),
+        (["--data", ""], "--data: is empty"),
+        (["--device", "cpu:5"], "--device cpu:5: not available"),
         (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
         (["trian"], "unrecognized arguments: trian"),
     ],
 )
 def test_a_wrong_option_gets_one_sentence(fails, words, message):
     assert message in fails(*words)
+
+
+def test_a_run_keeps_out_of_its_data(class_folders, monkeypatch, capsys):
+    before = sorted(class_folders.rglob("*"))
+    assert gan.main(["--data", str(class_folders), "--out", str(class_folders / "run"), *TOY]) == 2
+    assert "lies inside the data" in capsys.readouterr().err
+    monkeypatch.chdir(class_folders)
+    assert gan.main(["--data", ".", *TOY]) == 2  # the default folder is runs/ in this one
+    assert sorted(class_folders.rglob("*")) == before
+
+
+def test_a_run_goes_on_from_another_folder(class_folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(class_folders)
+    assert gan.main(["--data", ".", "--out", str(tmp_path / "run"), "--epochs", "1", *TOY]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert gan.main(["--resume", "run", "--epochs", "2"]) == 0
+    assert "note: the data" not in capsys.readouterr().out
+
+
+def test_two_runs_cannot_take_one_folder(tmp_path):
+    gan.open_run_folder(tmp_path / "run", is_new=True)
+    with pytest.raises(gan.UserError, match="another run has just taken it"):
+        gan.open_run_folder(tmp_path / "run", is_new=True)
+
+
+def test_too_little_memory_is_a_sentence(capsys, monkeypatch):
+    def greedy(*arguments, **options):
+        torch.empty(1 << 50)
+
+    for failure in (greedy, lambda *arguments, **options: np.empty(1 << 50)):
+        monkeypatch.setattr(gan, "train", failure)
+        assert gan.main([]) == 2
+        assert "not enough memory; lower --image-size, --batch-size" in (message := capsys.readouterr().err)
+        assert message.count("\n") == 1
+
+
+def test_hostile_generators(trained, tmp_path, fails):
+    out, _ = trained
+    with safe_open(out / "generator.safetensors", "pt") as file:
+        weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    good = json.loads(metadata["architecture"])
+    for architecture in (
+        "[" * 100_000,
+        "[]",
+        "{}",
+        *(json.dumps(good | change) for change in ({"width": 5}, {"image_size": 8.0}, {"image_size": 9}, {"more": 1})),
+        *(json.dumps(good | change) for change in ({"channels": 5}, {"latent_dim": 2**70}, {"width": 0})),
+        json.dumps(good | {"image_size": 1792, "width": 1024, "latent_dim": 4096}),  # a terabyte, if it were made
+    ):
+        path = tmp_path / "hostile.safetensors"
+        save_file(weights, path, metadata | {"architecture": architecture})
+        assert "hostile.safetensors: " in fails("generate", path, "--out", tmp_path / "x.png")
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    line = f'"{sys.executable}" "{ROOT / "rollnumber_04.py"}" --help'
+    done = subprocess.run(f"{line} | true", shell=True, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
 
 
 def test_importing_prints_nothing_and_loads_nothing_heavy(tmp_path):

@@ -296,7 +296,38 @@ def test_bad_folders(fails, tmp_path, class_folders):
     save_all(pictures(1), class_folders)
     assert "0000.png lie beside its class folders" in fails("--data", class_folders)
     save_all(pictures(1), tmp_path / "one")
-    assert "1 image is too few" in fails("--data", tmp_path / "one")
+    assert "training needs at least 2 images, found 1" in fails("--data", tmp_path / "one")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes are POSIX's")
+def test_links_and_pipes(fails, class_folders, tmp_path):
+    (class_folders / "cat" / "self").symlink_to("..")
+    (class_folders / "cat" / "linked.png").symlink_to("0000.png")
+    os.mkfifo(class_folders / "cat" / "pipe.png")
+    os.mkfifo(tmp_path / "pipe")
+    assert len(gan.load_images(class_folders).pixels) == 33
+    assert "pipe: neither a folder nor a file" in fails("--data", tmp_path / "pipe")
+    for folder in (class_folders, class_folders / "dog"):
+        (class_folders / "dog" / "lost.png").symlink_to("nowhere.png")
+        assert "lost.png: No such file or directory; --skip-unreadable" in fails("--data", folder)
+        (class_folders / "dog" / "lost.png").unlink()
+
+
+def test_a_picture_that_unpacks_to_gigabytes_is_refused(fails, tmp_path):
+    import zlib
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">2I5B", 10_000, 10_000, 8, 2, 0, 0, 0))
+    save_all(pictures(2), tmp_path / "data")
+    (tmp_path / "data" / "z.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    assert "decompression bomb" in fails("--data", tmp_path / "data")
+
+
+def test_a_test_set_alone(fails, tmp_path):
+    save_all(pictures(2), tmp_path / "data" / "test" / "cat")
+    assert "has no train/ beside its test/" in fails("--data", tmp_path / "data")
 
 
 def test_paths_that_cannot_be_read(fails, tmp_path, class_folders):
