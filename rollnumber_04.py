@@ -153,13 +153,12 @@ def find_images(path: Path, split: str) -> Source:
         if kind := array_kind(path) if path.is_file() else None:
             return pick_arrays(*ARRAY_READERS[kind]([path]), split, path)
         raise UserError(f"--data {path}: neither a folder nor a file of images that is known here")
-    entries = sorted(entry for entry in path.iterdir() if not is_hidden(entry.name))
-    folders = [entry for entry in entries if entry.is_dir()]
+    folders = subfolders(path)
     if splits := split_folders(folders):
         if missing := {"train", split} - splits.keys():
             raise UserError(f"--data {path}: has no {missing.pop()}/ beside its {next(iter(splits))}/")
         return find_split(splits["train"], splits[split])
-    if divided := [folder for folder in folders if split_folders([*folder.iterdir()])]:
+    if divided := [folder for folder in folders if split_folders(subfolders(folder))]:
         return only(divided if len(folders) == 1 else folders, path, split)
 
     images = image_files(path)
@@ -170,7 +169,7 @@ def find_images(path: Path, split: str) -> Source:
             return pick_arrays(*ARRAY_READERS[kind](files), split, path)
         if containers := [folder for folder in folders if array_files(folder)]:
             return only(containers, path, split)
-        what = "there is no image in this folder" if entries else "this folder is empty"
+        what = "there is no image in this folder" if os.listdir(path) else "this folder is empty"
         raise UserError(f"--data {path}: {what}")
     if split == "test":
         raise UserError(f"--data {path}: is not divided into train/ and test/")
@@ -185,9 +184,13 @@ def find_images(path: Path, split: str) -> Source:
     return Source(items, labels, tuple(folder.name for folder in folders))
 
 
-def split_folders(entries: Sequence[Path]) -> dict[str, Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder that are meant for people, in order. Raises OSError."""
+    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
+
+
+def split_folders(folders: Sequence[Path]) -> dict[str, Path]:
     """{"train": folder, "test": folder} of a divided set, {} of any other: a class may be called "train", too."""
-    folders = [entry for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
     found = {split: next((f for f in folders if f.name.lower() in names), None) for split, names in SPLITS.items()}
     splits = {split: folder for split, folder in found.items() if folder}
     whole = len(splits) == 2 or all(folder.name.lower() in SPLITS["train"] | SPLITS["test"] for folder in folders)
@@ -1043,7 +1046,7 @@ SHAPE_OPTIONS = ("image_size", "latent_dim", "width_g", "width_d")
 
 
 def refuse_folder(out: Path, data: Path | None) -> None:
-    """Raise UserError if `out` cannot become a new run's folder: not empty, not a folder, not writable, among the data."""
+    """Raise UserError if `out` cannot be a new run's folder: not empty, not a folder, not writable, among the data."""
     if os.path.isdir(out) and os.listdir(out):
         raise UserError(f"--out {out}: already holds a run or other files; name a new folder, or --resume to go on")
     above = next(path for path in (out, *out.parents) if os.path.exists(path))
