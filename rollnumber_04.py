@@ -1366,6 +1366,11 @@ def train(options: argparse.Namespace) -> Path:
         print("training on the built-in shapes, drawn on the fly; --data FOLDER trains on your own images", flush=True)
     device = choose_device(options.device)
     saved = load_checkpoint(options.resume) if options.resume else None
+    if saved and saved["epoch"] >= options.epochs:
+        print(
+            f"nothing to do: {options.resume} has done its {saved['epoch']} epochs; a larger --epochs goes on from it"
+        )
+        return options.out
     is_new = not saved or options.resume.parent.parent.resolve() != options.out.resolve()
     if is_new:
         refuse_folder(options.out, options.data)
@@ -1386,9 +1391,6 @@ def train(options: argparse.Namespace) -> Path:
         restore(run, saved, options)
     steps = 1 if options.dry_run else count // options.batch_size
     last = run.epoch + 1 if options.dry_run else options.epochs
-    if run.epoch >= last:
-        print(f"nothing to do: {options.resume} has done its {run.epoch} epochs; a larger --epochs goes on from it")
-        return options.out
     facts = plain(options) | {
         "data_fingerprint": fingerprint(images),
         "device_name": device_name(device),
