@@ -3,8 +3,10 @@
     python rollnumber_04.py                                    # ten classes of drawn shapes, nothing to fetch
     python rollnumber_04.py --data ./cifar10 --epochs 50       # a folder of images, an .npz, MNIST's or CIFAR's files
     python rollnumber_04.py --download cifar10 --epochs 50     # let torchvision fetch the data first
+    python rollnumber_04.py --data ./cifar10 --multitask       # the discriminator also tells the classes
     python rollnumber_04.py --resume --out runs/NAME           # go on where the last checkpoint stopped
     python rollnumber_04.py generate MODEL --count 64 --seed 0 --out samples.png | samples.npz | folder/
+    python rollnumber_04.py classify MODEL IMAGE… | FOLDER     # with the discriminator of a run with --multitask
 
 From Python: `load_generator("generator.safetensors").generate(64, seed=0)` is an array of 64 uint8 images.
 
@@ -35,9 +37,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -64,6 +66,10 @@ class UserError(Exception):
         self.status = status
 
 
+class NoTestSplit(UserError):
+    """The data is not divided into training and test images."""
+
+
 ########################################################################################################################
 #                                                        Data                                                          #
 ########################################################################################################################
@@ -71,6 +77,7 @@ class UserError(Exception):
 IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .tga".split())
 IMAGE_FORMATS = "PNG JPEG BMP GIF WEBP TIFF PPM TGA".split()  # Pillow knows more, some of which call other programs
 SPLITS = {"train": {"train", "training"}, "test": {"test", "testing", "t10k", "val", "valid", "validation"}}
+MOST_CLASSES = 10_000
 DECODE_CHUNK = 256  # images of up to 32×32 that a worker decodes before it reports
 SIZES = [base << halvings for halvings in range(1, 9) for base in (4, 5, 6, 7)]  # that the networks make: 8, 10 … 1792
 
@@ -110,13 +117,21 @@ def load_images(
     if path is None:
         count, seed = (10_000, 0) if split == "train" else (2_000, 1)
         return draw_shapes(count, checked_size(image_size or 32), seed)
-    path = Path(path)
+    return decode_source(find_source(Path(path), split), image_size, skip_unreadable)
+
+
+def find_source(path: Path, split: str) -> Source:
+    """`find_images`, with the file system's complaints as UserError."""
     try:
-        source = find_images(path, split)
+        return find_images(path, split)
     except FileNotFoundError:
         raise UserError(f"--data {path}: there is no such file or folder") from None
     except OSError as error:
         raise UserError(f"--data {error.filename or path}: {error.strerror}") from None
+
+
+def decode_source(source: Source, image_size: int | None = None, skip_unreadable: bool = False) -> Images:
+    """Decode a set at a size, or at the images' own; one channel if all are grey. Raises UserError."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # a picture that unpacks to gigabytes is damage
         size = checked_size(image_size or natural_size(source, skip_unreadable))
@@ -155,8 +170,10 @@ def find_images(path: Path, split: str) -> Source:
         raise UserError(f"--data {path}: neither a folder nor a file of images that is known here")
     folders = subfolders(path)
     if splits := split_folders(folders):
-        if missing := {"train", split} - splits.keys():
-            raise UserError(f"--data {path}: has no {missing.pop()}/ beside its {next(iter(splits))}/")
+        if "train" not in splits:
+            raise UserError(f"--data {path}: has no train/ beside its test/")
+        if split not in splits:
+            raise NoTestSplit(f"--data {path}: has no test/ beside its train/")
         return find_split(splits["train"], splits[split])
     if divided := [folder for folder in folders if split_folders(subfolders(folder))]:
         return only(divided if len(folders) == 1 else folders, path, split)
@@ -172,7 +189,7 @@ def find_images(path: Path, split: str) -> Source:
         what = "there is no image in this folder" if os.listdir(path) else "this folder is empty"
         raise UserError(f"--data {path}: {what}")
     if split == "test":
-        raise UserError(f"--data {path}: is not divided into train/ and test/")
+        raise NoTestSplit(f"--data {path}: is not divided into train/ and test/")
     if not any(members.values()):
         return Source(images)
     if images:
@@ -282,6 +299,8 @@ def pick_arrays(arrays: dict[str, np.ndarray], classes: Sequence[str], split: st
         return not SPLITS["test"].isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
 
     arrays = {name: array for name, array in arrays.items() if is_test(name) == (split == "test")}
+    if not arrays and split == "test":
+        raise NoTestSplit(f"--data {where}: is not divided: none of its arrays is named as the test set's")
     images = [array for array in arrays.values() if array.ndim in (3, 4)]
     labels = [array for array in arrays.values() if array.ndim in (1, 2) and array.size == len(array)]
     if len(images) != 1 or len(labels) > 1 or len(images) + len(labels) != len(arrays):
@@ -301,8 +320,8 @@ def pick_arrays(arrays: dict[str, np.ndarray], classes: Sequence[str], split: st
     values = labels[0].reshape(-1)
     if len(values) != len(items):
         raise UserError(f"--data {where}: {len(items):,} {split} images but {len(values):,} labels")
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= (len(classes) or 10_000):
-        raise UserError(f"--data {where}: labels must be whole numbers from 0 to {(len(classes) or 10_000) - 1}")
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= (len(classes) or MOST_CLASSES):
+        raise UserError(f"--data {where}: labels must be whole numbers from 0 to {(len(classes) or MOST_CLASSES) - 1}")
     return Source(items, values, tuple(classes) or tuple(str(i) for i in range(int(values.max()) + 1)))
 
 
@@ -534,12 +553,61 @@ def fingerprint(images: Images) -> str:
     return digest.hexdigest()[:16]
 
 
-def on_device(pixels: Tensor, device: torch.device) -> Tensor:
+def with_channels(images: Images, channels: int) -> Images:
+    """The set with 1 or 3 channels: grey repeated as colour, colour weighed to grey (ITU-R 601, as Pillow does)."""
+    pixels = images.pixels
+    if channels == 3:
+        pixels = pixels.expand(-1, -1, -1, 3)
+    elif pixels.shape[3] == 3:
+        pixels = (pixels.float() @ torch.tensor([[0.299], [0.587], [0.114]])).round().to(torch.uint8)
+    return replace(images, pixels=pixels)
+
+
+def hold_out(images: Images, share: float) -> tuple[Images, Images]:
+    """Divide a labelled set into (the rest, a share for validation) with the same share of every class.
+
+    The division depends on the labels alone: a resumed run with another seed must not train on what it held out.
+    """
+    count = len(images.labels)
+    order = np.random.default_rng(0).permutation(count)
+    order = order[np.argsort(images.labels.numpy()[order], kind="stable")]  # shuffled, class after class
+    taken = np.floor(np.arange(1, count + 1) * share) > np.floor(np.arange(count) * share)  # evenly spread
+    parts = (np.sort(order[~taken]), np.sort(order[taken]))
+    kept, held = (replace(images, pixels=images.pixels[part], labels=images.labels[part]) for part in parts)
+    return kept, held
+
+
+def load_validation(options: argparse.Namespace, images: Images) -> tuple[Images, Images]:
+    """(training set, validation set) for the classification head: the test split, whole, or a share held out.
+
+    `validation_split` None means the test split, or a tenth of the training images where there is none.
+    """
+    share = options.validation_split
+    if share is None:
+        try:
+            test = load_images(options.data, "test", options.image_size, options.skip_unreadable)
+        except NoTestSplit:
+            share = 0.1
+    if share is None:
+        if test.labels is None:
+            raise UserError(f"--data {options.data}: its test images have no labels; give --validation-split 0.1")
+        if int(test.labels.max()) >= len(images.classes):
+            raise UserError(f"--data {options.data}: its test images have more classes than its training images")
+        return images, with_channels(test, images.pixels.shape[3])
+    images, held = hold_out(images, share)
+    if not len(held.labels):
+        raise UserError(f"--validation-split {share}: leaves none of the {len(images.labels)} images for validation")
+    return images, held
+
+
+def on_device(images: Images, device: torch.device) -> Images:
     """The set on the training device; one of over half a GPU's free memory stays on the host."""
-    if device.type == "cuda" and pixels.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
-        print(f"the data set ({pixels.nbytes / 2**30:.1f} GiB) stays in host memory; batches are copied to the GPU")
-        return pixels
-    return pixels.to(device)
+    if device.type == "cuda" and images.pixels.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        size = images.pixels.nbytes / 2**30
+        print(f"the data set ({size:.1f} GiB) stays in host memory; batches are copied to the GPU")
+        return images
+    labels = None if images.labels is None else images.labels.to(device)
+    return replace(images, pixels=images.pixels.to(device), labels=labels)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
@@ -547,12 +615,17 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(count))
 
 
+def to_range(pixels: Tensor) -> Tensor:
+    """uint8 B×H×W×C to float32 B×C×H×W in (-1, 1), as a channels-last view: no pixel moves."""
+    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
 def real_batch(pixels: Tensor, index: Tensor, flip: bool, rng: torch.Generator) -> Tensor:
     """Gather uint8 N×H×W×C as float32 B×C×H×W in (-1, 1) on rng's device; each is mirrored with chance ½ if `flip`."""
     batch = pixels[index]
     if batch.device != rng.device:
         batch = batch.pin_memory().to(rng.device, non_blocking=True)  # only pinned memory is copied in the background
-    batch = batch.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # a channels-last view: no pixel moves
+    batch = to_range(batch)
     if flip:
         mirrored = torch.rand(len(index), 1, 1, 1, generator=rng, device=rng.device) < 0.5
         batch = torch.where(mirrored, batch.flip(3), batch)
@@ -563,6 +636,8 @@ def real_batch(pixels: Tensor, index: Tensor, flip: bool, rng: torch.Generator) 
 #                                                      Networks                                                        #
 ########################################################################################################################
 
+HEAD_WIDTH, HEAD_DROPOUT = 256, 0.5  # of the classification head's hidden layer
+CLASSIFY_BATCH = 500  # images at a time
 GENERATE_BATCH = 128  # always this many at a time, so that an image does not depend on how many are asked for
 
 
@@ -625,12 +700,22 @@ class Discriminator(nn.Module):
     """Images (B×channels×S×S) to scores (B), high for real; no sigmoid.
 
     Each stage halves the size and doubles the channels; the last convolution sees the whole 4..7-pixel map.
-    The defaults are the assignment's network for CIFAR-10: 167,872 parameters.
+    The defaults are the assignment's network for CIFAR-10: 167,872 parameters. With names of `classes` it is the
+    assignment's Task 2: a head of two fully connected layers, on the same features, tells the class of an image.
     """
 
-    def __init__(self, image_size: int = 32, channels: int = 3, width: int = 32, negative_slope: float = 0.2):
+    def __init__(
+        self,
+        image_size: int = 32,
+        channels: int = 3,
+        width: int = 32,
+        negative_slope: float = 0.2,
+        classes: Sequence[str] = (),
+    ):
         super().__init__()
-        self.architecture = dict(image_size=image_size, channels=channels, width=width, negative_slope=negative_slope)
+        self.architecture = dict(
+            image_size=image_size, channels=channels, width=width, negative_slope=negative_slope, classes=[*classes]
+        )
         halvings = stages(image_size)
         layers, features = [], channels
         for stage in range(halvings):  # 32×16×16, 64×8×8, 128×4×4
@@ -638,11 +723,35 @@ class Discriminator(nn.Module):
             features = width << stage
             layers += [nn.BatchNorm2d(features), nn.LeakyReLU(negative_slope)]
         self.features = nn.Sequential(*layers)
-        self.score = nn.Conv2d(features, 1, image_size >> halvings, bias=False)  # 1×1×1
+        self.base = image_size >> halvings
+        self.score = nn.Conv2d(features, 1, self.base, bias=False)  # 1×1×1
         self.apply(initialise)
+        self.head = None
+        if classes:  # made last, so that a seed gives the other layers the same weights with and without it
+            first = nn.Linear(features * self.base**2, HEAD_WIDTH)  # B×2048 -> B×256
+            last = nn.Linear(HEAD_WIDTH, len(classes))  # B×256 -> B×10
+            between = [nn.LeakyReLU(negative_slope), nn.Dropout(HEAD_DROPOUT)]
+            self.head = nn.Sequential(nn.Flatten(), first, *between, last)
+            self.head.apply(initialise)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.score(self.features(images)).flatten()
+
+    def judge(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores B and, from the same features, class logits B×classes. Only for a network with classes."""
+        features = self.features(images)
+        return self.score(features).flatten(), self.head(features)
+
+    @torch.no_grad()
+    def classify(self, pixels: Tensor) -> Tensor:
+        """Class logits, float32 N×classes, of uint8 images N×H×W×C, in eval mode and on the network's device."""
+        training, device = self.training, self.score.weight.device
+        self.eval()  # batch norm by its running averages, which are those of real images; no dropout
+        try:
+            pieces = [to_range(piece.to(device)) for piece in pixels.split(CLASSIFY_BATCH)]
+            return torch.cat([self.head(self.features(piece)) for piece in pieces])
+        finally:
+            self.train(training)
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -687,6 +796,11 @@ def bce_generator_loss(fake: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
 
 
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """J(C) = -1/m Σ ln softmax(logits)[label], from logits B×classes and labels B (the assignment's Task 2)."""
+    return F.cross_entropy(logits, labels)
+
+
 LOSSES = {
     "ls": (ls_discriminator_loss, ls_generator_loss),
     "bce": (bce_discriminator_loss, bce_generator_loss),
@@ -700,8 +814,9 @@ LOSS_NAMES = {"ls": "least squares", "bce": "binary cross-entropy"}
 
 EMA_RAMP = 0.05  # while few images have been seen, the half-life is this share of them (Karras et al. 2022, EDM)
 MEASURES = ("d_loss", "g_loss", "d_real", "d_fake")
-LOG_COLUMNS = ("step", "epoch", *MEASURES, "images_per_s")
-EPOCH_COLUMNS = ("epoch", "step", *MEASURES, "diversity", "images_per_s", "seconds")
+CLASS_MEASURES = ("class_loss", "accuracy")  # of the classification head, on each batch of real images
+VALIDATION_MEASURES = ("val_class_loss", "val_accuracy")
+SHOWN = ("d_loss", "g_loss", "accuracy", "val_accuracy")  # while a run goes on
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda p, lr, o: torch.optim.Adam(p, lr, betas=(o.beta1, o.beta2), fused=True),
@@ -717,7 +832,8 @@ class Run:
 
     generator: Generator
     discriminator: Discriminator
-    average: Generator  # the generator whose weights are a moving average; the one that draws
+    average_g: Generator  # whose weights are a moving average of G's; the one that draws
+    average_d: Discriminator | None  # likewise of D's, with a classification head; the one that classifies
     optimizer_g: torch.optim.Optimizer
     optimizer_d: torch.optim.Optimizer
     rng: torch.Generator  # noise and flips, on the device
@@ -726,6 +842,11 @@ class Run:
     step: int = 0
     log: list[dict[str, float]] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What each step measures: with a classification head, its loss and accuracy too."""
+        return MEASURES + CLASS_MEASURES if self.discriminator.head else MEASURES
 
     def noise(self, count: int) -> Tensor:
         """Fresh z, count×latent_dim."""
@@ -737,18 +858,21 @@ class Run:
         return torch.autocast(self.rng.device.type, torch.bfloat16, enabled=self.bf16)
 
 
-def make_run(options: argparse.Namespace, channels: int, device: torch.device, bf16: bool) -> Run:
-    """Build networks, average and optimizers; the same seed gives the same weights on every device."""
+def make_run(
+    options: argparse.Namespace, channels: int, device: torch.device, bf16: bool, classes: Sequence[str] = ()
+) -> Run:
+    """Build networks, averages and optimizers; the same seed gives the same weights on every device."""
     torch.manual_seed(options.seed)
     size, latent_dim = options.image_size, options.latent_dim
     generator = Generator(size, channels, latent_dim, options.width_g)
-    discriminator = Discriminator(size, channels, options.width_d, options.negative_slope)
+    discriminator = Discriminator(size, channels, options.width_d, options.negative_slope, classes)
     for network in (generator, discriminator):
         network.to(device, memory_format=torch.channels_last)  # the layout that bf16 kernels and tensor cores want
     return Run(
         generator,
         discriminator,
-        average=deepcopy(generator).requires_grad_(False).eval(),
+        average_g=deepcopy(generator).requires_grad_(False).eval(),
+        average_d=deepcopy(discriminator).requires_grad_(False).eval() if classes else None,
         optimizer_g=OPTIMIZERS[options.optimizer](generator.parameters(), options.lr_g, options),
         optimizer_d=OPTIMIZERS[options.optimizer](discriminator.parameters(), options.lr_d, options),
         rng=torch.Generator(device).manual_seed(options.seed + 1),  # not the stream that the weights were drawn from
@@ -756,24 +880,59 @@ def make_run(options: argparse.Namespace, channels: int, device: torch.device, b
     )
 
 
-def discriminator_step(run: Run, real: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, ...]:
-    """One update of D on real images B×C×H×W and as many fakes; returns its loss and mean scores, on the device."""
+@contextmanager
+def running_averages_kept(network: nn.Module) -> Iterator[None]:
+    """Let images pass in training mode without a trace in batch norm's running averages.
+
+    D's averages are to be those of real images alone: the classification head meets no others when it is used, and
+    averages over real and generated images together fit neither.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def discriminator_step(
+    run: Run,
+    real: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    labels: Tensor | None = None,
+    class_weight: float = 1.0,
+) -> tuple[Tensor, ...]:
+    """One update of D on real images B×C×H×W and as many fakes; returns J(D) and the mean scores, on the device.
+
+    With labels B the update is that of J(D_total) = J(D) + class_weight · J(C), where J(C) is the loss of the
+    classification head on the real images, and J(C) and the head's accuracy are returned, too.
+    """
     with run.autocast():
         with torch.no_grad():  # D's step does not reach into G
             fake = run.generator(run.noise(len(real)))
         # Apart, so that batch norm never mixes the statistics of real and fake images.
-        real_score, fake_score = run.discriminator(real).float(), run.discriminator(fake).float()
-    value = loss(real_score, fake_score)
+        real_score, logits = (run.discriminator(real), None) if labels is None else run.discriminator.judge(real)
+        with running_averages_kept(run.discriminator):
+            fake_score = run.discriminator(fake)
+    real_score, fake_score = real_score.float(), fake_score.float()
+    value = total = loss(real_score, fake_score)
+    measures = [value, real_score.mean(), fake_score.mean()]
+    if labels is not None:
+        class_loss = classification_loss(logits.float(), labels)
+        total = value + class_weight * class_loss
+        measures += [class_loss, (logits.argmax(1) == labels).float().mean()]
     run.optimizer_d.zero_grad()
-    value.backward()
+    total.backward()
     run.optimizer_d.step()
-    return value.detach(), real_score.detach().mean(), fake_score.detach().mean()
+    return tuple(measure.detach() for measure in measures)
 
 
 def generator_step(run: Run, count: int, loss: Callable[[Tensor], Tensor]) -> Tensor:
     """One update of G on `count` fresh noise vectors; returns its loss, on the device."""
     run.discriminator.requires_grad_(False)  # the gradient passes through D; D's own is not wanted
-    with run.autocast():
+    with run.autocast(), running_averages_kept(run.discriminator):
         fake_score = run.discriminator(run.generator(run.noise(count))).float()
     value = loss(fake_score)
     run.optimizer_g.zero_grad()
@@ -798,14 +957,17 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
     get_ema_multi_avg_fn(decay)(averaged, current, None)
 
 
-def train_step(run: Run, real: Tensor, options: argparse.Namespace) -> Tensor:
-    """D's step, G's step, the average; returns the MEASURES as a tensor on the device: nothing is read back here."""
+def train_step(run: Run, real: Tensor, options: argparse.Namespace, labels: Tensor | None = None) -> Tensor:
+    """D's step, G's step, the averages; returns run.measures as a tensor on the device: nothing is read back here."""
     discriminator_loss, generator_loss = LOSSES[options.loss]
-    d_loss, d_real, d_fake = discriminator_step(run, real, discriminator_loss)
+    d_loss, d_real, d_fake, *of_head = discriminator_step(run, real, discriminator_loss, labels, options.class_weight)
     g_loss = generator_step(run, len(real), generator_loss)
     run.step += 1
-    update_average(run.average, run.generator, ema_decay(run.step, len(real), options.ema))
-    return torch.stack([d_loss, g_loss, d_real, d_fake])
+    decay = ema_decay(run.step, len(real), options.ema)
+    update_average(run.average_g, run.generator, decay)
+    if run.average_d is not None:
+        update_average(run.average_d, run.discriminator, decay)
+    return torch.stack([d_loss, g_loss, d_real, d_fake, *of_head])
 
 
 def choose_device(name: str) -> torch.device:
@@ -836,23 +998,25 @@ def bf16_pays(options: argparse.Namespace, channels: int, device: torch.device) 
     return min(seconds[True]) < min(seconds[False])  # the minimum: whatever else the machine does only ever adds
 
 
-def train_epoch(run: Run, pixels: Tensor, steps: int, options: argparse.Namespace) -> Iterator[dict[str, float]]:
-    """One pass over the data in batches; yields a row of LOG_COLUMNS, means over up to `log_every` steps, as it goes.
+def train_epoch(run: Run, images: Images, steps: int, options: argparse.Namespace) -> Iterator[dict[str, float]]:
+    """One pass over the data in batches; yields a row of log.csv, means over up to `log_every` steps, as it goes.
 
     The measures add up on the device, which is waited for only where a row is made. Raises UserError (status 1) at a
     row with a number that is not finite.
     """
-    order = epoch_order(len(pixels), options.seed, run.epoch + 1).to(pixels.device)
-    totals, waiting, began = torch.zeros(len(MEASURES), device=run.rng.device), 0, time.perf_counter()
+    order = epoch_order(len(images.pixels), options.seed, run.epoch + 1).to(images.pixels.device)
+    totals, waiting, began = torch.zeros(len(run.measures), device=run.rng.device), 0, time.perf_counter()
     for i in range(steps):
         index = order[i * options.batch_size : (i + 1) * options.batch_size]
-        totals += train_step(run, real_batch(pixels, index, options.flip, run.rng), options)
+        real = real_batch(images.pixels, index, options.flip, run.rng)
+        labels = images.labels[index].to(real.device, non_blocking=True) if run.discriminator.head else None
+        totals += train_step(run, real, options, labels)
         waiting += 1
         if waiting == options.log_every or i + 1 == steps:
             means = (totals / waiting).tolist()  # the wait
             seconds = time.perf_counter() - began
-            row = {"step": run.step, "epoch": run.epoch + 1, **dict(zip(MEASURES, means, strict=True))}
-            for name in MEASURES:
+            row = {"step": run.step, "epoch": run.epoch + 1, **dict(zip(run.measures, means, strict=True))}
+            for name in run.measures:
                 if not math.isfinite(row[name]):
                     advice = "begin again, or --resume, with lower --lr-g and --lr-d or with --precision fp32"
                     raise UserError(f"{name} is {row[name]} at step {run.step}, epoch {run.epoch + 1}; {advice}", 1)
@@ -862,12 +1026,21 @@ def train_epoch(run: Run, pixels: Tensor, steps: int, options: argparse.Namespac
     run.epoch += 1
 
 
+def validate(discriminator: Discriminator, validation: Images) -> tuple[float, float, np.ndarray]:
+    """Loss and accuracy of the classification head on a whole set, and its confusion matrix (true × predicted)."""
+    logits = discriminator.classify(validation.pixels).cpu()
+    labels, classes = validation.labels.cpu(), logits.shape[1]
+    pairs = labels * classes + logits.argmax(1)
+    confusion = torch.bincount(pairs, minlength=classes**2).reshape(classes, classes).numpy()
+    return classification_loss(logits, labels).item(), float(confusion.trace() / len(labels)), confusion
+
+
 ########################################################################################################################
 #                                                  Pictures and log                                                    #
 ########################################################################################################################
 
 SHEET = 64  # samples drawn from the fixed noise each epoch, 8×8
-BLUE = "#2f6fb0"
+BLUE, ORANGE = "#2f6fb0", "#c8641b"
 
 
 class RunLog:
@@ -877,11 +1050,13 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.run = run
-        self.files = [open(out / name, "w", newline="", encoding="utf-8") for name in ("log.csv", "epochs.csv")]
-        self.log, self.epochs = (
-            csv.DictWriter(file, columns)
-            for file, columns in zip(self.files, (LOG_COLUMNS, EPOCH_COLUMNS), strict=True)
+        of_head = VALIDATION_MEASURES if run.discriminator.head else ()
+        columns = (
+            ("step", "epoch", *run.measures, "images_per_s"),
+            ("epoch", "step", *run.measures, *of_head, "diversity", "images_per_s", "seconds"),
         )
+        self.files = [open(out / name, "w", newline="", encoding="utf-8") for name in ("log.csv", "epochs.csv")]
+        self.log, self.epochs = (csv.DictWriter(*pair) for pair in zip(self.files, columns, strict=True))
         for table, rows in ((self.log, run.log), (self.epochs, run.epochs)):  # a resumed run drops what it will redo
             table.writeheader()
             table.writerows(rows)
@@ -892,7 +1067,7 @@ class RunLog:
         self.run.log.append(row)
         self.log.writerow(row)
         self.files[0].flush()
-        for column in (*MEASURES, "images_per_s"):
+        for column in (*self.run.measures, "images_per_s"):
             self.board.add_scalar(f"train/{column}", row[column], row["step"])
 
     def add_epoch(self, row: dict[str, float]) -> None:
@@ -901,6 +1076,13 @@ class RunLog:
         self.epochs.writerow(row)
         self.files[1].flush()
         self.board.add_scalar("samples/diversity", row["diversity"], row["step"])
+        for column in VALIDATION_MEASURES:
+            if column in row:
+                self.board.add_scalar(f"validation/{column.removeprefix('val_')}", row[column], row["step"])
+
+    def add_picture(self, name: str, picture: Image.Image) -> None:
+        """Show a picture in TensorBoard."""
+        self.board.add_image(name, np.atleast_3d(np.asarray(picture)), self.run.step, dataformats="HWC")
 
     def close(self) -> None:
         """Close the files; what was logged is already in them."""
@@ -914,13 +1096,13 @@ def pixel_spread(pixels: np.ndarray | Tensor) -> float:
     return float(np.asarray(pixels, dtype=np.float32).std(0).mean())
 
 
-def epoch_row(run: Run, diversity: float, images: int, seconds: float) -> dict[str, float]:
-    """A row of EPOCH_COLUMNS for the epoch just done: the means over its steps, and what is given."""
+def epoch_row(run: Run, measured: dict[str, float], images: int, seconds: float) -> dict[str, float]:
+    """A row of epochs.csv for the epoch just done: the means over its steps, and what is given."""
     rows = [row for row in run.log if row["epoch"] == run.epoch]
     before = run.epochs[-1]["step"] if run.epochs else 0
     steps = np.diff([before, *(row["step"] for row in rows)])  # that each row is the mean of
-    means = {name: float(np.average([row[name] for row in rows], weights=steps)) for name in MEASURES}
-    known = {"epoch": run.epoch, "step": run.step, **means, "diversity": diversity}
+    means = {name: float(np.average([row[name] for row in rows], weights=steps)) for name in run.measures}
+    known = {"epoch": run.epoch, "step": run.step, **means, **measured}
     return known | {"images_per_s": images / seconds, "seconds": seconds}
 
 
@@ -957,40 +1139,87 @@ def save_gif(out: Path, most: int = 100) -> None:
     first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
-def draw_epoch(run: Run, out: Path, samples: np.ndarray, options: argparse.Namespace, board: Any, last: bool) -> None:
-    """The loss curves, a sheet of samples every `sample_every` epochs, the weights at 1, 2, 5, 10, 20 … and last."""
+def draw_epoch(run: Run, out: Path, samples: np.ndarray, options: argparse.Namespace, log: RunLog, last: bool) -> None:
+    """The curves, a sheet of samples every `sample_every` epochs, the weights at 1, 2, 5, 10, 20 … and last."""
     plot_losses(run, out, LOSS_NAMES[options.loss])
+    if run.discriminator.head:
+        plot_classifier(run, out)
     if last or run.epoch % options.sample_every == 0:
         picture = sheet(samples if options.image_size <= 256 else samples[:16])
         picture.save(out / "samples" / f"epoch_{run.epoch:04d}.png")
-        board.add_image("samples/fixed_noise", np.atleast_3d(np.asarray(picture)), run.step, dataformats="HWC")
+        log.add_picture("samples/fixed_noise", picture)
     if last or f"{run.epoch}".rstrip("0") in ("1", "2", "5"):
         plot_weights(run, out)
 
 
-def plot_losses(run: Run, out: Path, loss_name: str) -> None:
-    """`plots/generator_loss.png` and `discriminator_loss.png`: loss over iterations, as logged and smoothed."""
+@contextmanager
+def plot(path: Path, **labels: str) -> Iterator[Any]:
+    """Axes to draw curves on; they get a legend and the labels and are saved when the block ends."""
     from matplotlib.figure import Figure  # the object interface draws without a display
 
+    figure = Figure(figsize=(8, 4.5), dpi=120)
+    axes = figure.subplots(gridspec_kw=dict(left=0.09, right=0.98, bottom=0.12, top=0.92))
+    yield axes
+    axes.legend(frameon=False)
+    axes.set(**labels)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def plot_losses(run: Run, out: Path, loss_name: str) -> None:
+    """`plots/generator_loss.png` and `discriminator_loss.png`: loss over iterations, as logged and smoothed."""
     steps = np.array([row["step"] for row in run.log])
     window = max(1, len(steps) // 40)
     for network, column, formula in (("generator", "g_loss", "J(G)"), ("discriminator", "d_loss", "J(D)")):
         values = np.array([row[column] for row in run.log])
         ones = np.ones(window)
         smooth = np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
-        figure = Figure(figsize=(8, 4.5), dpi=120)
-        axes = figure.subplots(gridspec_kw=dict(left=0.09, right=0.98, bottom=0.12, top=0.92))
-        label = "mean of each logging interval"
-        if window == 1:
-            axes.plot(steps, values, color=BLUE, linewidth=1.2, marker=".", label=label)
-        else:
-            axes.plot(steps, values, color=BLUE, alpha=0.35, linewidth=0.8, label=label)
-            axes.plot(steps, smooth, color=BLUE, linewidth=1.8, label=f"smoothed over {window} intervals")
-        axes.legend(frameon=False)
-        axes.set(title=f"{network.capitalize()} loss ({loss_name})", xlabel="iteration", ylabel=formula)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(out / "plots" / f"{network}_loss.png")
+        title = f"{network.capitalize()} loss ({loss_name})"
+        with plot(out / "plots" / f"{network}_loss.png", title=title, xlabel="iteration", ylabel=formula) as axes:
+            label = "mean of each logging interval"
+            if window == 1:
+                axes.plot(steps, values, color=BLUE, linewidth=1.2, marker=".", label=label)
+            else:
+                axes.plot(steps, values, color=BLUE, alpha=0.35, linewidth=0.8, label=label)
+                axes.plot(steps, smooth, color=BLUE, linewidth=1.8, label=f"smoothed over {window} intervals")
+
+
+def plot_classifier(run: Run, out: Path) -> None:
+    """`plots/classifier_loss.png` and `classifier_accuracy.png`: the head on training and validation images."""
+    epochs = [row["epoch"] for row in run.epochs]
+    for name, column, y in (("loss", "class_loss", "J(C), cross-entropy"), ("accuracy", "accuracy", "share right")):
+        path = out / "plots" / f"classifier_{name}.png"
+        with plot(path, title=f"Classification {name}", xlabel="epoch", ylabel=y) as axes:
+            for key, label, color in ((column, "training", BLUE), (f"val_{column}", "validation", ORANGE)):
+                values = [row[key] for row in run.epochs]
+                label += f", {values[-1]:.3g} at the end"
+                axes.plot(epochs, values, color=color, marker=".", label=label)
+
+
+def plot_confusion(confusion: np.ndarray, classes: Sequence[str], out: Path) -> Image.Image:
+    """Write `confusion_matrix.csv` and `plots/confusion_matrix.png`, a row per true class; returns the picture."""
+    from matplotlib.figure import Figure
+
+    with open(out / "confusion_matrix.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["true \\ predicted", *classes])
+        table.writerows([name, *row] for name, row in zip(classes, confusion.tolist(), strict=True))
+    side = min(5 + 0.3 * len(classes), 30)
+    figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= 20:
+        for (row, column), count in np.ndenumerate(confusion):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, count, ha="center", va="center", color=color, fontsize=8)
+    axes.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)  # a $ in a name is a $
+    axes.set_yticks(range(len(classes)), classes, parse_math=False)
+    accuracy = confusion.trace() / confusion.sum()
+    axes.set(title=f"{confusion.sum():,} validation images, {accuracy:.1%} right", xlabel="predicted", ylabel="true")
+    figure.savefig(out / "plots" / "confusion_matrix.png")
+    return Image.open(out / "plots" / "confusion_matrix.png").convert("RGB")
 
 
 def draw_layer(axes: Any, weight: Tensor, at_pixels: bool) -> str:
@@ -1028,8 +1257,11 @@ def plot_weights(run: Run, out: Path) -> None:
             histogram.locator_params(nbins=5)
             if isinstance(layer, nn.ConvTranspose2d) and layer is not at_pixels:
                 weight = weight.transpose(0, 1)  # torch keeps it as inputs × outputs, which is filters × channels
-            elif isinstance(layer, nn.Linear):  # each number of z adds a base×base map to each output channel
+            elif layer is getattr(network, "project", None):  # a number of z adds a base×base map to each channel
                 weight = weight.unflatten(0, (-1, network.base, network.base)).permute(0, 3, 1, 2)
+            elif isinstance(layer, nn.Linear):  # of the head, whose first layer sees maps of base×base
+                side = network.base if layer is network.head[1] else 1
+                weight = weight.unflatten(1, (-1, side, side))
             picture.set_title(f"{type(layer).__name__} {draw_layer(picture, weight, layer is at_pixels)}", loc="left")
             picture.set_axis_off()
             picture.set_anchor("NW")
@@ -1040,8 +1272,8 @@ def plot_weights(run: Run, out: Path) -> None:
 #                                          Checkpoints and saved generators                                            #
 ########################################################################################################################
 
-CHECKPOINT_FORMAT, GENERATOR_FORMAT = "rollnumber_04 checkpoint 1", "rollnumber_04 generator 1"
-SHAPE_OPTIONS = ("image_size", "latent_dim", "width_g", "width_d")
+CHECKPOINT_FORMAT, MODEL_FORMAT = "rollnumber_04 checkpoint 2", "rollnumber_04 model 1"
+SHAPE_OPTIONS = ("image_size", "latent_dim", "width_g", "width_d", "multitask")
 
 
 def refuse_folder(out: Path, data: Path | None) -> None:
@@ -1098,8 +1330,12 @@ def save_run(run: Run, out: Path, facts: dict[str, Any], numbered: bool) -> None
         "step": run.step,
         "networks": {"generator": run.generator.state_dict(), "discriminator": run.discriminator.state_dict()},
         "optimizers": {"generator": run.optimizer_g.state_dict(), "discriminator": run.optimizer_d.state_dict()},
-        "average": run.average.state_dict(),
-        "rng": {"device": run.rng.device.type, "state": run.rng.get_state()},
+        "average": {name: network.state_dict() for name, network in averages(run).items()},
+        "rng": {
+            "device": run.rng.device.type,
+            "state": run.rng.get_state(),
+            "dropout": default_rng(run.rng.device)[0](),
+        },
         "history": {"log": run.log, "epochs": run.epochs},
     }
     stream = io.BytesIO()
@@ -1110,13 +1346,31 @@ def save_run(run: Run, out: Path, facts: dict[str, Any], numbered: bool) -> None
         for old in by_epoch(out / "checkpoints", ".pt")[: -facts["keep"]]:
             old.unlink()
     passed_on = ("loss", "seed", "batch_size", "data_fingerprint", "versions")
-    metadata = {
-        "format": GENERATOR_FORMAT,
-        "architecture": json.dumps(run.generator.architecture),
-        "training": json.dumps({"epoch": run.epoch, "step": run.step} | {name: facts[name] for name in passed_on}),
-    }
-    weights = {name: tensor.contiguous() for name, tensor in run.average.state_dict().items()}
-    write_whole(out / "generator.safetensors", safetensors.torch.save(weights, metadata))
+    training = {"epoch": run.epoch, "step": run.step} | {name: facts[name] for name in passed_on}
+    for name, network in averages(run).items():
+        save_model(out / f"{name}.safetensors", {name: network}, training)
+
+
+def averages(run: Run) -> dict[str, Generator | Discriminator]:
+    """The averaged networks by name: G, and a D that classifies."""
+    found = {"generator": run.average_g, "discriminator": run.average_d}
+    return {name: network for name, network in found.items() if network is not None}
+
+
+def default_rng(device: torch.device) -> tuple[Callable[[], Tensor], Callable[[Tensor], None]]:
+    """How to get and to set the state of torch's own random numbers on a device, from which dropout draws."""
+    if device.type == "cuda":
+        return partial(torch.cuda.get_rng_state, device), partial(torch.cuda.set_rng_state, device=device)
+    module = torch.mps if device.type == "mps" else torch
+    return module.get_rng_state, module.set_rng_state
+
+
+def save_model(path: Path, networks: dict[str, Generator | Discriminator], training: dict[str, Any]) -> None:
+    """Write networks ("generator", "discriminator") as `.safetensors`, with what it takes to rebuild them."""
+    architecture = {name: network.architecture for name, network in networks.items()}
+    metadata = {"format": MODEL_FORMAT, "architecture": json.dumps(architecture), "training": json.dumps(training)}
+    weights = {f"{name}.{key}": t.contiguous() for name, n in networks.items() for key, t in n.state_dict().items()}
+    write_whole(path, safetensors.torch.save(weights, metadata))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -1134,13 +1388,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> None:
     """Put a checkpoint's state into a new run; learning rates and the like come from the options, not from the file."""
+    classes = run.discriminator.architecture["classes"]
+    if classes != saved["architecture"]["discriminator"]["classes"]:
+        raise UserError(f"{options.resume}: its classes are not those of the data, {', '.join(classes)}"[:300])
     for name, network in (("generator", run.generator), ("discriminator", run.discriminator)):
         state = saved["networks"][name]
         for key, tensor in network.state_dict().items():
             if key not in state or state[key].shape != tensor.shape:
                 raise UserError(f"{options.resume}: its {name}'s {key} has not the shape that options and data ask for")
         network.load_state_dict(state)
-    run.average.load_state_dict(saved["average"])
+    for name, network in averages(run).items():
+        network.load_state_dict(saved["average"][name])
     if saved["options"]["optimizer"] == options.optimizer:
         for name, optimizer in (("generator", run.optimizer_g), ("discriminator", run.optimizer_d)):
             groups = optimizer.state_dict()["param_groups"]
@@ -1148,41 +1406,66 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
     run.epoch, run.step = saved["epoch"], saved["step"]
     if saved["rng"]["device"] == run.rng.device.type:
         run.rng.set_state(saved["rng"]["state"])
+        default_rng(run.rng.device)[1](saved["rng"]["dropout"])
     else:
         run.rng.manual_seed(options.seed + 1 + run.step)
         print(f"note: the checkpoint is from a {saved['rng']['device']} device; the noise goes on from another state")
     run.log, run.epochs = saved["history"]["log"], saved["history"]["epochs"]
 
 
+# What a file may say of a network, checked before it is built: a false header must not allocate anything.
+LIMITS: dict[str, Callable[[Any], bool]] = {
+    "image_size": lambda x: type(x) is int and x in SIZES,
+    "channels": lambda x: type(x) is int and x in (1, 3),
+    "latent_dim": lambda x: type(x) is int and 1 <= x <= 4096,
+    "width": lambda x: type(x) is int and 1 <= x <= 1024,
+    "negative_slope": lambda x: type(x) in (int, float) and 0 <= x <= 1,
+    "classes": lambda x: isinstance(x, list) and len(x) <= MOST_CLASSES and all(isinstance(name, str) for name in x),
+}
+NETWORKS = {"generator": Generator, "discriminator": Discriminator}
+
+
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Generator:
-    """The averaged generator of a `.safetensors` file or a `.pt` checkpoint, ready to `generate`. Raises UserError."""
+    """The averaged generator of a `.safetensors` model or a `.pt` checkpoint, ready to `generate`. Raises UserError."""
+    return load_network(path, "generator", device)
+
+
+def load_network(path: str | Path, name: str, device: str | torch.device = "cpu") -> Generator | Discriminator:
+    """The "generator" or "discriminator", averaged, of a `.safetensors` model or a checkpoint. Raises UserError."""
     if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such model")
     if zipfile.is_zipfile(path):
         saved = load_checkpoint(Path(path))
-        architecture, weights = saved["architecture"]["generator"], saved["average"]
+        architecture = saved["architecture"][name]
+        weights = saved["average"].get(name, saved["networks"][name])
     else:
         try:
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != GENERATOR_FORMAT:
-                    raise UserError(f"{path}: not a generator of this program")
-                architecture = json.loads(metadata["architecture"])
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                if metadata.get("format") != MODEL_FORMAT:
+                    raise UserError(f"{path}: not a model of this program")
+                architectures = json.loads(metadata["architecture"])
+                if not isinstance(architectures, dict) or name not in architectures:
+                    raise UserError(f"{path}: holds no {name}")
+                architecture, prefix = architectures[name], f"{name}."
+                keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 (not a dict)
+                weights = {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
         except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError):
-            raise UserError(f"{path}: neither a .safetensors generator nor a checkpoint, or damaged") from None
-    limits = {"image_size": SIZES, "channels": (1, 3), "latent_dim": range(1, 4097), "width": range(1, 1025)}
-    if not isinstance(architecture, dict) or architecture.keys() != limits.keys():
-        raise UserError(f"{path}: does not say what network its weights are of")
-    if not all(type(value) is int and value in limits[name] for name, value in architecture.items()):
-        raise UserError(f"{path}: its network is not one that is made here: {architecture}")
-    with torch.device("meta"):  # shapes without memory, so that a false header allocates nothing
-        expected = {name: tensor.shape for name, tensor in Generator(**architecture).state_dict().items()}
-    if {name: tensor.shape for name, tensor in weights.items()} != expected:
-        raise UserError(f"{path}: its weights do not fit the network that it describes")
-    generator = Generator(**architecture)
-    generator.load_state_dict(weights)
-    return generator.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
+            raise UserError(f"{path}: neither a .safetensors model nor a checkpoint, or damaged") from None
+    kind = NETWORKS[name]
+    with torch.device("meta"):
+        known = kind().architecture.keys()
+    if not isinstance(architecture, dict) or architecture.keys() != known:
+        raise UserError(f"{path}: does not say what {name} its weights are of")
+    if not all(LIMITS[key](value) for key, value in architecture.items()):
+        raise UserError(f"{path}: its {name} is not one that is made here: {str(architecture)[:200]}")
+    with torch.device("meta"):  # shapes without memory
+        expected = {key: tensor.shape for key, tensor in kind(**architecture).state_dict().items()}
+    if {key: tensor.shape for key, tensor in weights.items()} != expected:
+        raise UserError(f"{path}: its weights do not fit the {name} that it describes")
+    network = kind(**architecture)
+    network.load_state_dict(weights)
+    return network.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
 ########################################################################################################################
@@ -1191,7 +1474,7 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Gene
 
 # A preset is a named set of defaults; a flag that is given wins. `cifar10-ls` is the assignment: every default below.
 PRESETS: dict[str, dict[str, Any]] = {"cifar10-ls": {}}
-COMMANDS = ("train", "generate")
+COMMANDS = ("train", "generate", "classify")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -1239,21 +1522,26 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     description = {
         "train": f"Train a GAN on small images. Other commands, each with its --help: {', '.join(COMMANDS[1:])}.",
         "generate": "Draw images with a trained generator. Image i of a seed is the same however many are drawn.",
+        "classify": "Tell the classes of images with the discriminator of a run with --multitask.",
     }[command]
     parser = Parser(prog=prog, description=description, formatter_class=layout, allow_abbrev=False)
     whole, real = partial(number, int), partial(number, float)
     device = dict(default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 … or mps")
 
-    if command == "generate":
+    if command != "train":
+        parser.add_argument("model", type=some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
+        parser.add_argument("--device", **device)
+    if command == "classify":
         parser.add_argument(
-            "model", type=some_path, metavar="MODEL", help="a .safetensors generator or a .pt checkpoint"
+            "images", type=some_path, nargs="+", metavar="IMAGE|DATA", help="image files, or a folder or file of data"
         )
+        return parser
+    if command == "generate":
         parser.add_argument("--count", type=whole(1, 10**8), default=64, help="how many images")
         parser.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="image i of a seed is always the same")
         parser.add_argument(
             "--out", type=some_path, required=True, metavar="PATH", help="x.png (a sheet), x.npz or a new folder"
         )
-        parser.add_argument("--device", **device)
         return parser
 
     group = parser.add_argument_group("main")
@@ -1282,6 +1570,18 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("objective")
     group.add_argument("--loss", choices=LOSSES, default="ls", help="least squares, or binary cross-entropy on logits")
+    group.add_argument(
+        "--multitask", action=argparse.BooleanOptionalAction, default=False, help="D also tells the class of an image"
+    )
+    group.add_argument(
+        "--class-weight", type=real(0, 10**6), default=1.0, metavar="W", help="J(D_total) = J(D) + W·J(C)"
+    )
+    group.add_argument(
+        "--validation-split",
+        type=real(0, 0.9, True),
+        metavar="SHARE",
+        help="of the training images, held out for validation; if left out, the test images, or 0.1 without them",
+    )
 
     group = parser.add_argument_group("optimizers")
     group.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="one for G and one for D")
@@ -1291,7 +1591,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     group.add_argument("--beta2", type=real(0, 0.999999), default=0.999, help="Adam's second decay")
 
     group = parser.add_argument_group("stabilisers")
-    group.add_argument("--ema", type=real(0, 10**9), default=50_000, help="half-life of G's average, in images")
+    group.add_argument("--ema", type=real(0, 10**9), default=50_000, help="half-life of the averages, in images")
 
     group = parser.add_argument_group("performance")
     group.add_argument("--device", **device)
@@ -1336,6 +1636,9 @@ def parse_options(argv: Sequence[str] = ()) -> argparse.Namespace:
                 raise UserError(f"{flag} {new}: the checkpoint {path} has networks made with {flag} {old}")
             if new != old:
                 print(f"note: {flag} {old} in the checkpoint, {new} now")
+    for name in ("class_weight", "validation_split"):
+        if not options.multitask and getattr(options, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')}: needs --multitask")
     if options.seed is None:
         options.seed = secrets.randbelow(2**31)
     return options
@@ -1380,30 +1683,42 @@ def train(options: argparse.Namespace) -> Path:
     count, options.image_size, _, channels = images.pixels.shape
     if count < 2:
         raise UserError(f"--data {options.data}: training needs at least 2 images, found {count}")
+    whole = images
+    if options.multitask:
+        if len(images.classes) < 2:
+            what = "one class only" if images.classes else "no labels"
+            raise UserError(f"--multitask: the data has {what}; put the images of each class into a folder of its own")
+        images, validation = load_validation(options, images)
+        count = len(images.pixels)
     if options.batch_size > count:
         print(f"note: --batch-size {options.batch_size} is more than the {count} images; using {count}")
         options.batch_size = count
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
     if options.precision == "auto":
         options.precision = "bf16" if bf16_pays(options, channels, device) else "fp32"
-    run = make_run(options, channels, device, bf16=options.precision == "bf16")
+    classes = images.classes if options.multitask else ()
+    run = make_run(options, channels, device, options.precision == "bf16", classes)
     if saved:
         restore(run, saved, options)
     steps = 1 if options.dry_run else count // options.batch_size
     last = run.epoch + 1 if options.dry_run else options.epochs
     facts = plain(options) | {
-        "data_fingerprint": fingerprint(images),
+        "data_fingerprint": fingerprint(whole),
         "device_name": device_name(device),
         "versions": {"tool": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
     }
     if saved and saved["options"]["data_fingerprint"] != facts["data_fingerprint"]:
         print("note: the data is not what the checkpoint was trained on")
     announce(run, images, facts, f"{last} epochs of {steps:,} steps", options.out)
+    if options.multitask:
+        held_out = f"{len(whole.pixels) - count:,} of the training images, held out"
+        source = held_out if count < len(whole.pixels) else f"the {len(validation.pixels):,} test images"
+        print(f"validation {source}", flush=True)
 
     out = open_run_folder(options.out, is_new)
     write_whole(out / "options.json", json.dumps(facts, indent=2).encode())
     spread = pixel_spread(images.pixels[epoch_order(count, 0, 0)[:2000]])
-    pixels = on_device(images.pixels, device)
+    images = on_device(images, device)
     first_step, seconds = run.step, np.zeros(3)
     per_epoch = steps * options.batch_size  # images
     total = run.step * options.batch_size + (last - run.epoch) * per_epoch
@@ -1417,14 +1732,20 @@ def train(options: argparse.Namespace) -> Path:
             while run.epoch < last:
                 times = [time.perf_counter()]
                 bar.set_description(f"epoch {run.epoch + 1}/{last}")
-                for row in train_epoch(run, pixels, steps, options):
-                    bar.set_postfix(d_loss=f"{row['d_loss']:.3f}", g_loss=f"{row['g_loss']:.3f}", refresh=False)
+                for row in train_epoch(run, images, steps, options):
+                    bar.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN if name in row}, refresh=False)
                     bar.update(row["step"] * options.batch_size - bar.n)
                     log.add(row)
                 times.append(time.perf_counter())
-                samples = run.average.generate(SHEET, options.seed)
-                log.add_epoch(epoch_row(run, pixel_spread(samples) / max(spread, 1e-6), per_epoch, times[1] - times[0]))
-                draw_epoch(run, out, samples, options, log.board, last=run.epoch == last)
+                samples = run.average_g.generate(SHEET, options.seed)
+                measured = {"diversity": pixel_spread(samples) / max(spread, 1e-6)}
+                if options.multitask:
+                    *values, confusion = validate(run.average_d, validation)
+                    measured |= zip(VALIDATION_MEASURES, values, strict=True)
+                log.add_epoch(epoch_row(run, measured, per_epoch, times[1] - times[0]))
+                draw_epoch(run, out, samples, options, log, last=run.epoch == last)
+                if options.multitask and run.epoch == last:
+                    log.add_picture("validation/confusion_matrix", plot_confusion(confusion, classes, out))
                 times.append(time.perf_counter())
                 save_run(run, out, facts, numbered=run.epoch % options.save_every == 0 or run.epoch == last)
                 times.append(time.perf_counter())
@@ -1440,7 +1761,8 @@ def train(options: argparse.Namespace) -> Path:
     speed = (run.step - first_step) * options.batch_size / seconds[0]
     print(f"done       {run.step - first_step:,} steps in {clock(time.perf_counter() - start)}: {parts}")
     print(f"           {speed:,.0f} images/s while training; peak memory {peak_memory(device)}")
-    print(f"generator  {out / 'generator.safetensors'}")
+    for name in averages(run):
+        print(f"{name:10} {out / f'{name}.safetensors'}")
     return out
 
 
@@ -1451,7 +1773,10 @@ def announce(run: Run, images: Images, facts: dict[str, Any], length: str, out: 
     kind = f"{colours} images of {height}×{width}" + (f" in {classes} classes" if classes else ", no labels")
     print(f"device     {facts['device_name']}, {facts['precision']}, torch {facts['versions']['torch']}")
     print(f"data       {facts['data'] or 'shapes'}: {count:,} {kind}")
-    print(f"networks   G {count_parameters(run.generator):,} and D {count_parameters(run.discriminator):,} parameters")
+    of_head = count_parameters(run.discriminator.head) if run.discriminator.head else 0
+    of_d = f"D {count_parameters(run.discriminator) - of_head:,}"
+    with_head = f", its classification head {of_head:,}" if of_head else ""
+    print(f"networks   G {count_parameters(run.generator):,} and {of_d} parameters{with_head}")
     print(f"training   {LOSS_NAMES[facts['loss']]}, batch {facts['batch_size']}, {length}")
     print(f"seed       {facts['seed']}")
     print(f"output     {out}", flush=True)
@@ -1459,8 +1784,8 @@ def announce(run: Run, images: Images, facts: dict[str, Any], length: str, out: 
 
 def epoch_line(row: dict[str, float], last: int, seconds_left: float) -> str:
     """An epoch in a line."""
-    losses = f"d_loss {row['d_loss']:.3f}  g_loss {row['g_loss']:.3f}"
-    return f"epoch {row['epoch']}/{last}  {losses}  {row['images_per_s']:,.0f} images/s  {clock(seconds_left)} left"
+    measures = "  ".join(f"{name} {row[name]:.3f}" for name in SHOWN if name in row)
+    return f"epoch {row['epoch']}/{last}  {measures}  {row['images_per_s']:,.0f} images/s  {clock(seconds_left)} left"
 
 
 def generate(options: argparse.Namespace) -> Path:
@@ -1498,6 +1823,49 @@ def generate(options: argparse.Namespace) -> Path:
         raise UserError(f"--out {out}: {error.strerror or error}") from None
     print(f"{options.count:,} images of {options.model}, seed {options.seed}: {out}")
     return out
+
+
+def classify(options: argparse.Namespace) -> None:
+    """The command `classify`: class and probability of each image, or accuracy and a table for a labelled set."""
+    discriminator = load_network(options.model, "discriminator", choose_device(options.device))
+    size, channels, classes = (discriminator.architecture[key] for key in ("image_size", "channels", "classes"))
+    if not classes:
+        raise UserError(f"{options.model}: its discriminator tells no classes; train one with --multitask")
+    try:
+        source = find_to_classify(options.images)
+        images = with_channels(decode_source(source, size), channels)
+    except UserError as error:
+        raise UserError(str(error).removeprefix("--data ").partition("; --skip-unreadable")[0]) from None
+    if images.labels is None:
+        width = max(map(len, classes))
+        probabilities, numbers = discriminator.classify(images.pixels).softmax(1).max(1)
+        names = range(len(images.pixels)) if isinstance(source.items, np.ndarray) else source.items
+        for name, number, probability in zip(names, numbers.tolist(), probabilities.tolist(), strict=True):
+            print(f"{classes[number]:{width}}  {probability:6.1%}  {name}")
+        return
+    if stray := set(images.classes) - set(classes):
+        raise UserError(f"{options.images[0]}: class {min(stray)} is not one that {options.model} tells")
+    to_model = torch.tensor([classes.index(name) for name in images.classes])
+    loss, accuracy, confusion = validate(discriminator, replace(images, labels=to_model[images.labels]))
+    print(f"{len(images.labels):,} images of {options.images[0]}: {accuracy:.2%} right, cross-entropy {loss:.4f}")
+    width = max(map(len, [*classes, "class"]))
+    print(f"{'class':{width}}   images    right   most often taken for")
+    for name, row in zip(classes, confusion, strict=True):
+        if count := row.sum():
+            right = row[classes.index(name)] / count
+            wrong = np.where(np.array(classes) == name, 0, row)
+            taken = f"{classes[wrong.argmax()]} {wrong.max() / count:.1%}" if wrong.any() else ""
+            print(f"{name:{width}}  {count:7,}  {right:6.1%}   {taken}".rstrip())
+
+
+def find_to_classify(paths: Sequence[Path]) -> Source:
+    """The images that `classify` is given: image files, or one set in any layout; of a divided set the test images."""
+    if len(paths) > 1 or (is_image_name(paths[0].name) and not os.path.isdir(paths[0])):
+        return Source(paths)
+    try:
+        return find_source(paths[0], "test")
+    except NoTestSplit:
+        return find_source(paths[0], "train")
 
 
 def device_name(device: torch.device) -> str:
@@ -1545,7 +1913,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command == "train":
             train(parse_options(argv))
         else:
-            generate(build_parser(command).parse_args(argv))
+            {"generate": generate, "classify": classify}[command](build_parser(command).parse_args(argv))
     except UserError as error:
         return complain(str(error), error.status)
     except KeyboardInterrupt:

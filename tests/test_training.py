@@ -174,7 +174,7 @@ def test_the_averages_half_life():
 def test_the_average_holds_batch_norms_statistics_and_follows_the_generator():
     run, options = toy_run("--ema", "0")
     gan.train_step(run, real_images(), options)
-    averaged = run.average.state_dict()
+    averaged = run.average_g.state_dict()
     for name, tensor in run.generator.state_dict().items():
         if tensor.is_floating_point():
             assert torch.equal(averaged[name], tensor), name

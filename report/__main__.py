@@ -1,0 +1,182 @@
+"""Run the experiments of experiments.toml and keep their small facts in results/.
+
+    python -m report run                     # all that have no result yet
+    python -m report run NAME… --budget 60   # these, again if need be, for at most an hour; the next call goes on
+
+A run's folder is runs/report/<experiment>/<run>. One that was interrupted is resumed, one that is whole is only read.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = ROOT / "report" / "experiments.toml"
+RESULTS = ROOT / "report" / "results"
+RUNS = ROOT / "runs" / "report"
+TAIL = 10  # epochs at a run's end whose mean is its result: single epochs swing
+
+
+def script(*words: str | Path, **options: Any) -> subprocess.Popen:
+    """Start rollnumber_04.py in the project's root, where the experiments' paths begin."""
+    return subprocess.Popen([sys.executable, "rollnumber_04.py", *map(str, words)], cwd=ROOT, **options)
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a csv of numbers."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def complete(out: Path, words: str, deadline: float) -> None:
+    """Bring a run to its end, from where it is; raises SystemExit if it fails or the time is up."""
+    begun = (out / "checkpoints" / "last.pt").exists()
+    given = ["--resume", "--out", out] if begun else [*shlex.split(words), "--out", out]
+    process = script(*given)
+    try:
+        status = process.wait(None if deadline == np.inf else max(0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        sys.exit(f"the budget is spent; the same command goes on with {out}")
+    if status:
+        sys.exit(f"the run in {out} ended with status {status}")
+
+
+def measure(out: Path) -> dict[str, Any]:
+    """A run's result: means over its last epochs, its best validation epoch, its seed, machine, versions and time."""
+    options = json.loads((out / "options.json").read_text(encoding="utf-8"))
+    epochs = read_rows(out / "epochs.csv")
+    names = [name for name in epochs[0] if name not in ("epoch", "step", "images_per_s", "seconds")]
+    result: dict[str, Any] = {f"{name}, mean of the last {TAIL} epochs": mean(epochs[-TAIL:], name) for name in names}
+    result |= {f"{name}, last epoch": epochs[-1][name] for name in names}
+    if "val_accuracy" in epochs[0]:
+        for name, pick in (("val_accuracy", max), ("val_class_loss", min)):
+            best = pick(epochs, key=lambda row: row[name])
+            result[f"{name}, best"] = {"epoch": int(best["epoch"]), "value": best[name]}
+    result["training_seconds"] = sum(row["seconds"] for row in epochs)
+    result["images_per_s, median"] = float(np.median([row["images_per_s"] for row in epochs]))
+    result |= {name: options[name] for name in ("seed", "data_fingerprint", "device_name", "precision", "versions")}
+    result["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    result["date"] = time.strftime("%Y-%m-%d", time.gmtime((out / "epochs.csv").stat().st_mtime))
+    return result
+
+
+def mean(rows: list[dict[str, float]], name: str) -> float:
+    """The mean of a column."""
+    return float(np.mean([row[name] for row in rows]))
+
+
+def judge(out: Path, classifier: Path, count: int = 2000) -> dict[str, Any]:
+    """What a classifier says of a run's samples: their classes and how sure it is, beside the same for test images."""
+    folder = out / "judged"
+    if (
+        not folder.exists()
+        and script("generate", out / "generator.safetensors", "--count", str(count), "--out", folder).wait()
+    ):
+        sys.exit(f"no samples could be drawn for {folder}")
+    process = script("classify", classifier, folder, stdout=subprocess.PIPE, text=True)
+    said, _ = process.communicate()
+    if process.returncode:
+        sys.exit(f"{classifier} could not classify {folder}")
+    lines = [re.fullmatch(r"(.+?) +([\d.]+)%  .*", line) for line in said.splitlines()]
+    classes = sorted({line[1] for line in lines})
+    return {
+        "samples": len(lines),
+        "mean probability of the class named": float(np.mean([float(line[2]) for line in lines])) / 100,
+        "share of each class": {name: sum(line[1] == name for line in lines) / len(lines) for name in classes},
+    }
+
+
+def side_by_side(runs: dict[str, Path], epochs: list[int]) -> Image.Image:
+    """The runs' sheets beside each other, an epoch to a row; the upper half of each but the last, to keep it small."""
+    rows = []
+    for epoch in epochs:
+        sheets = [Image.open(out / "samples" / f"epoch_{epoch:04d}.png").convert("RGB") for out in runs.values()]
+        height = sheets[0].height if epoch == epochs[-1] else (sheets[0].height + 2) // 4
+        row = Image.new("RGB", (sum(sheet.width + 12 for sheet in sheets) - 12, height + 22), "white")
+        left = 0
+        for name, sheet in zip(runs, sheets, strict=True):
+            ImageDraw.Draw(row).text((left + 2, 5), f"{name}, epoch {epoch}", fill="black")
+            row.paste(sheet.crop((0, 0, sheet.width, height)), (left, 22))
+            left += sheet.width + 12
+        rows.append(row)
+    whole = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        whole.paste(row, (0, top))
+        top += row.height
+    return whole
+
+
+def run(name: str, experiment: dict[str, Any], everything: dict[str, Any], deadline: float) -> None:
+    """Complete an experiment's runs and write its facts to results/<name>/."""
+    outs = {run_name: RUNS / name / run_name for run_name in experiment["runs"]}
+    for run_name, out in outs.items():
+        complete(out, experiment["runs"][run_name], deadline)
+    facts = {
+        run_name: {"command": f"python rollnumber_04.py {experiment['runs'][run_name]}", **measure(out)}
+        for run_name, out in outs.items()
+    }
+    if "judge" in experiment:
+        other, judging_run = experiment["judge"].split("/")
+        classifier = RUNS / other / judging_run
+        complete(classifier, everything[other]["runs"][judging_run], deadline)
+        for run_name, out in outs.items():
+            facts[run_name][f"judged by {experiment['judge']}"] = judge(out, classifier / "discriminator.safetensors")
+    results = RESULTS / name
+    results.mkdir(parents=True, exist_ok=True)
+    for run_name, out in outs.items():
+        write_thinned(results / f"{run_name}.csv", read_rows(out / "epochs.csv"))
+        confusion = out / "confusion_matrix.csv"
+        if confusion.exists():
+            (results / f"{run_name}-confusion.csv").write_bytes(confusion.read_bytes())
+    side_by_side(outs, experiment["sheets"]).save(results / "samples.png", optimize=True)
+    metrics = {"question": experiment["question"], "runs": facts}
+    (results / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{results}: {', '.join(sorted(path.name for path in results.iterdir()))}")
+
+
+def write_thinned(path: Path, rows: list[dict[str, float]], most: int = 100) -> None:
+    """Write a csv of at most `most` evenly spaced rows, five digits each, the last row among them."""
+    picked = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(rows[0])
+        table.writerows([f"{value:.5g}" if value % 1 else int(value) for value in rows[i].values()] for i in picked)
+
+
+def main() -> int:
+    """The command line; returns the exit status."""
+    experiments = tomllib.loads(EXPERIMENTS.read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser(prog="python -m report", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("run", help="run the experiments and keep their facts")
+    command.add_argument("names", nargs="*", metavar="NAME", help=", ".join(experiments))
+    command.add_argument("--budget", type=float, default=np.inf, metavar="MINUTES", help="stop after so long")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(experiments):
+        parser.error(f"there is no experiment {min(unknown)} in {EXPERIMENTS.name}")
+    missing = [name for name in experiments if not (RESULTS / name / "metrics.json").exists()]
+    deadline = time.monotonic() + options.budget * 60
+    for name in options.names or missing:
+        run(name, experiments[name], experiments, deadline)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

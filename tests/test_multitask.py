@@ -1,0 +1,487 @@
+"""Task 2: the discriminator's classification head, how it is trained, validated and used."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOY, command, pictures, save_all
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_data import write_cifar, write_idx
+
+import rollnumber_04 as gan
+
+CPU = torch.device("cpu")
+NAMES = ("ant", "bee", "cat")
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+
+
+def toy_run(*words, classes=NAMES):
+    options = gan.parse_options([*TOY, "--seed", "3", "--multitask", *words])
+    return gan.make_run(options, 3, CPU, False, classes), options
+
+
+def real_images(seed=0):
+    return torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def colours(count, seed=0):
+    """Images whose class shows in their colour: reddish, greenish or bluish noise, and their labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    means = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])[labels][:, None, None]
+    return np.clip(means + rng.normal(0, 40, (count, 8, 8, 3)), 0, 255).astype(np.uint8), labels
+
+
+def save_classes(folder, count, seed=0):
+    images, labels = colours(count, seed)
+    for label, name in enumerate(NAMES):
+        save_all(images[labels == label], folder / name)
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------- the head
+
+
+def test_the_head_is_two_fully_connected_layers_after_the_last_convolution():
+    plain = gan.Discriminator()
+    network = gan.Discriminator(classes=[f"class {i}" for i in range(10)])
+    linear = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [(128 * 4 * 4, 256), (256, 10)]
+    adversarial = gan.count_parameters(network) - gan.count_parameters(network.head)
+    assert adversarial == gan.count_parameters(plain) == 167_872
+    scores, logits = network.judge(torch.randn(5, 3, 32, 32))
+    assert (scores.shape, logits.shape) == ((5,), (5, 10))
+
+
+@pytest.mark.parametrize("size", [8, 28, 40, 48])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_head_fits_every_size(size, channels):
+    network = gan.Discriminator(size, channels, width=4, classes=NAMES)
+    pixels = torch.randint(0, 256, (7, size, size, channels), dtype=torch.uint8)
+    assert network.classify(pixels).shape == (7, 3)
+
+
+def test_a_seed_gives_the_other_layers_the_same_weights_with_and_without_a_head():
+    with_head, without = toy_run()[0], toy_run(classes=())[0]
+    assert all(torch.equal(t, with_head.generator.state_dict()[n]) for n, t in without.generator.state_dict().items())
+    for name, tensor in without.discriminator.state_dict().items():
+        assert torch.equal(tensor, with_head.discriminator.state_dict()[name]), name
+
+
+def test_cross_entropy_by_hand():
+    logits, labels = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5]]), torch.tensor([0, 2])
+    first = -math.log(math.exp(2) / (math.exp(2) + 1 + math.exp(-1)))
+    assert gan.classification_loss(logits, labels).item() == pytest.approx((first + math.log(3)) / 2)
+
+
+# ----------------------------------------------------------------------------------------------------------- the step
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+@pytest.mark.parametrize("loss", ["ls", "bce"])
+def test_the_step_descends_the_sum_worked_out_by_hand(loss, weight):
+    run, _ = toy_run()
+    run.discriminator.head[3].p = 0.0  # dropout would draw other units for the sum below
+    real = real_images()
+    run.rng.manual_seed(4)
+    fake = run.generator(run.noise(8)).detach()
+    real_score, logits = run.discriminator.judge(real)
+    fake_score = run.discriminator(fake)
+    if loss == "ls":
+        adversarial = sum((real_score - 1) ** 2) / 16 + sum(fake_score**2) / 16
+    else:
+        adversarial = (
+            -sum(torch.log(torch.sigmoid(real_score))) / 16 - sum(torch.log(1 - torch.sigmoid(fake_score))) / 16
+        )
+    exponentials = torch.exp(logits)
+    class_loss = -sum(torch.log(exponentials[i, y] / exponentials[i].sum()) for i, y in enumerate(LABELS.tolist())) / 8
+    expected = torch.autograd.grad(adversarial + weight * class_loss, list(run.discriminator.parameters()))
+
+    run.rng.manual_seed(4)
+    measures = gan.discriminator_step(run, real, gan.LOSSES[loss][0], LABELS, weight)
+    accuracy = (logits.argmax(1) == LABELS).float().mean()
+    for value, by_hand in zip(
+        measures, (adversarial, real_score.mean(), fake_score.mean(), class_loss, accuracy), strict=True
+    ):
+        assert value.item() == pytest.approx(by_hand.item(), rel=1e-4, abs=1e-6)
+    for parameter, gradient in zip(run.discriminator.parameters(), expected, strict=True):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_the_heads_gradient_does_not_come_from_fakes():
+    gradients, seen = [], []
+    for noise in (1, 2):  # other noise, so other fakes
+        run, _ = toy_run()
+        run.discriminator.head.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].detach()))
+        run.rng.manual_seed(noise)
+        torch.manual_seed(0)  # the same units dropped
+        gan.discriminator_step(run, real_images(), gan.ls_discriminator_loss, LABELS)
+        gradients.append({name: p.grad.clone() for name, p in run.discriminator.named_parameters()})
+        gan.generator_step(run, 8, gan.ls_generator_loss)
+    assert len(seen) == 2  # one batch each: the real one
+    assert torch.equal(*seen)
+    for name in gradients[0]:
+        same = torch.equal(gradients[0][name], gradients[1][name])
+        assert same == name.startswith("head."), name
+    assert all(gradient.abs().sum() > 0 for gradient in gradients[0].values())
+
+
+def test_with_class_weight_0_the_adversarial_path_is_bit_for_bit_that_of_task_1(tmp_path):
+    data = save_classes(tmp_path / "data", 48)
+    same = [*TOY, "--data", str(data), "--seed", "1", "--epochs", "2", "--flip", "--out"]
+    plain = gan.train(gan.parse_options([*same, str(tmp_path / "plain")]))
+    words = ["--multitask", "--class-weight", "0", "--validation-split", "0.001"]
+    with pytest.raises(gan.UserError, match="leaves none"):
+        gan.train(gan.parse_options([*same, str(tmp_path / "none"), *words]))
+    save_classes(tmp_path / "divided" / "train", 48)
+    save_classes(tmp_path / "divided" / "test", 9, seed=1)
+    words = ["--multitask", "--class-weight", "0", "--data", str(tmp_path / "divided")]
+    headed = gan.train(gan.parse_options([*same, str(tmp_path / "headed"), *words]))
+    first, second = (gan.load_checkpoint(out / "checkpoints" / "last.pt") for out in (plain, headed))
+    for part in ("generator", "discriminator"):
+        for name, tensor in first["networks"][part].items():
+            assert torch.equal(tensor, second["networks"][part][name]), name
+    assert torch.equal(first["rng"]["state"], second["rng"]["state"])
+    for before, after in zip(rows(plain / "log.csv"), rows(headed / "log.csv"), strict=True):
+        assert all(before[name] == after[name] for name in gan.MEASURES)
+    assert (plain / "samples/epoch_0002.png").read_bytes() == (headed / "samples/epoch_0002.png").read_bytes()
+
+
+def test_running_averages_are_those_of_real_images():
+    run, options = toy_run()
+    dark = real_images() * 0.1 - 0.8
+    for _ in range(200):
+        gan.train_step(run, dark, options, LABELS)
+    norm, convolution = run.discriminator.features[1], run.discriminator.features[0]
+    with torch.no_grad():
+        expected = convolution(dark).mean((0, 2, 3))
+        fakes = convolution(run.generator(run.noise(64))).mean((0, 2, 3))
+    assert (norm.running_mean - expected).abs().max() < 0.1 * (fakes - expected).abs().max()
+    assert norm.track_running_stats
+    assert norm.num_batches_tracked == 200
+
+
+def test_the_average_follows_the_discriminator():
+    run, options = toy_run("--ema", "0")
+    gan.train_step(run, real_images(), options, LABELS)
+    averaged = run.average_d.state_dict()
+    for name, tensor in run.discriminator.state_dict().items():
+        if tensor.is_floating_point():
+            assert torch.equal(averaged[name], tensor), name
+    assert toy_run(classes=())[0].average_d is None
+
+
+# --------------------------------------------------------------------------------------------------------- validation
+
+
+def test_validation_counts_every_image_and_leaves_no_trace():
+    run, _ = toy_run()
+    images, labels = colours(1100)
+    run.discriminator(real_images())
+    before = {name: tensor.clone() for name, tensor in run.discriminator.state_dict().items()}
+    loss, accuracy, confusion = gan.validate(
+        run.discriminator, gan.Images(torch.from_numpy(images), torch.from_numpy(labels), NAMES)
+    )
+    assert run.discriminator.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in run.discriminator.state_dict().items())
+    with torch.no_grad():
+        logits = run.discriminator.eval().judge(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)[1].double()
+    by_hand = np.zeros((3, 3), int)
+    for label, logit in zip(labels, logits, strict=True):
+        by_hand[label, int(logit.argmax())] += 1
+    assert (confusion == by_hand).all()
+    assert confusion.sum() == 1100
+    assert accuracy == pytest.approx(np.trace(by_hand) / 1100)
+    picked = (logits.exp() / logits.exp().sum(1, keepdim=True))[torch.arange(1100), torch.from_numpy(labels)]
+    assert loss == pytest.approx(-picked.log().mean().item(), rel=1e-4)
+
+
+def test_a_share_of_every_class_is_held_out():
+    labels = torch.tensor([0] * 100 + [1] * 50 + [2] * 10)
+    pixels = torch.arange(160, dtype=torch.uint8).reshape(-1, 1, 1, 1)
+    images = gan.Images(pixels, labels[torch.randperm(160, generator=torch.Generator().manual_seed(0))], NAMES)
+    kept, held = gan.hold_out(images, 0.1)
+    assert [int((held.labels == label).sum()) for label in range(3)] == [10, 5, 1]
+    both = [*kept.pixels.flatten().tolist(), *held.pixels.flatten().tolist()]
+    assert sorted(both) == list(range(160))
+    for part in (kept, held):
+        assert torch.equal(part.labels, images.labels[part.pixels.flatten().long()])
+    assert torch.equal(gan.hold_out(images, 0.1)[1].pixels, held.pixels)
+
+
+def validation_of(data, *words):
+    options = gan.parse_options(["--multitask", "--data", str(data), *words])
+    return gan.load_validation(options, gan.load_images(data))
+
+
+def test_what_is_validated_on(tmp_path):
+    whole = save_classes(tmp_path / "whole", 60)
+    kept, held = validation_of(whole)
+    assert (len(kept.labels), len(held.labels)) == (54, 6)
+    kept, held = validation_of(whole, "--validation-split", "0.5")
+    assert (len(kept.labels), len(held.labels)) == (30, 30)
+    save_classes(tmp_path / "divided" / "train", 60)
+    save_classes(tmp_path / "divided" / "test", 9, seed=1)
+    kept, held = validation_of(tmp_path / "divided")
+    assert (len(kept.labels), len(held.labels)) == (60, 9)
+    kept, held = validation_of(tmp_path / "divided", "--validation-split", "0.1")  # asked for, so not the test images
+    assert (len(kept.labels), len(held.labels)) == (54, 6)
+    images, labels = colours(60)
+    np.savez(tmp_path / "all.npz", images=images, labels=labels)
+    assert [len(part.labels) for part in validation_of(tmp_path / "all.npz")] == [54, 6]
+    np.savez(tmp_path / "more.npz", images=images, labels=labels, test_images=images[:8], test_labels=labels[:8] + 1)
+    with pytest.raises(gan.UserError, match="more classes than its training images"):
+        validation_of(tmp_path / "more.npz")
+    np.savez(tmp_path / "bare.npz", images=images, labels=labels, test_images=images[:8])
+    with pytest.raises(gan.UserError, match="its test images have no labels; give --validation-split"):
+        validation_of(tmp_path / "bare.npz")
+
+
+def test_channels_are_matched():
+    colour = gan.Images(torch.tensor([[[[255, 0, 0]]]], dtype=torch.uint8), None, ())
+    grey = gan.Images(torch.tensor([[[[90]]]], dtype=torch.uint8), None, ())
+    assert gan.with_channels(colour, 1).pixels.flatten().tolist() == [76]
+    assert gan.with_channels(grey, 3).pixels.flatten().tolist() == [90, 90, 90]
+    assert gan.with_channels(colour, 3).pixels.flatten().tolist() == [255, 0, 0]
+
+
+# ------------------------------------------------------------------------------------------------------- the commands
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two epochs on three colours, made by the command; its folder."""
+    folder = tmp_path_factory.mktemp("multitask")
+    save_classes(folder / "data" / "train", 96)
+    save_classes(folder / "data" / "test", 30, seed=1)
+    words = ["--data", folder / "data", "--epochs", 2, "--multitask", "--seed", 5, "--save-every", 1, "--lr-d", 0.005]
+    done = command(*words, "--out", folder / "run", *TOY)
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder / "run", done.stdout
+
+
+def test_a_run_writes_the_classifiers_part_of_the_contract(trained):
+    out, said = trained
+    # 8×8 images and --width-d 4: one stage to 4×4×4 maps, so 64 · 256 + 256 and 256 · 3 + 3.
+    assert ", its classification head 17,411" in said
+    assert "validation the 30 test images" in said
+    assert "val_accuracy" in said
+    assert list(rows(out / "log.csv")[0])[-3:] == ["class_loss", "accuracy", "images_per_s"]
+    epochs = rows(out / "epochs.csv")
+    assert [*epochs[0]][6:10] == ["class_loss", "accuracy", "val_class_loss", "val_accuracy"]
+    network = gan.load_network(out / "discriminator.safetensors", "discriminator")
+    loss, accuracy, confusion = gan.validate(network, gan.load_images(out.parent / "data", "test"))
+    assert float(epochs[-1]["val_class_loss"]) == pytest.approx(loss, rel=1e-5)
+    assert float(epochs[-1]["val_accuracy"]) == pytest.approx(accuracy)
+    table = list(csv.reader(open(out / "confusion_matrix.csv", encoding="utf-8")))
+    assert table[0][1:] == [*NAMES]
+    assert [row[0] for row in table[1:]] == [*NAMES]
+    assert (np.array([row[1:] for row in table[1:]], int) == confusion).all()
+    for name in ("classifier_loss", "classifier_accuracy", "confusion_matrix", "discriminator_loss"):
+        with Image.open(out / "plots" / f"{name}.png") as image:
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 50
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    for tag in ("train/class_loss", "train/accuracy", "validation/class_loss", "validation/accuracy"):
+        assert len(board.Scalars(tag)) == 2, tag
+    assert board.Scalars("validation/accuracy")[-1].value == pytest.approx(accuracy)
+    assert len(board.Images("validation/confusion_matrix")) == 1
+
+
+def test_both_models_and_the_checkpoint_hold_the_same_networks(trained):
+    out, _ = trained
+    saved = gan.load_checkpoint(out / "checkpoints" / "last.pt")
+    for name in ("generator", "discriminator"):
+        both = [gan.load_network(path, name) for path in (out / f"{name}.safetensors", out / "checkpoints" / "last.pt")]
+        for key, tensor in both[0].state_dict().items():
+            assert torch.equal(tensor, both[1].state_dict()[key])
+            assert torch.equal(tensor, saved["average"][name][key])
+    assert both[0].architecture["classes"] == [*NAMES]
+
+
+def test_a_model_may_hold_both_networks(trained, tmp_path, capsys):
+    out, _ = trained
+    names = ("generator", "discriminator")
+    networks = {name: gan.load_network(out / "checkpoints" / "last.pt", name) for name in names}
+    gan.save_model(tmp_path / "both.safetensors", networks, {})
+    image = next((out.parent / "data" / "test" / "bee").iterdir())
+    for model in (tmp_path / "both.safetensors", out / "discriminator.safetensors"):
+        assert gan.main(["classify", str(model), str(image)]) == 0
+    assert len(set(capsys.readouterr().out.splitlines())) == 1
+    drawn = [
+        gan.load_generator(path).generate(3) for path in (tmp_path / "both.safetensors", out / "generator.safetensors")
+    ]
+    assert (drawn[0] == drawn[1]).all()
+
+
+def test_a_resumed_run_is_the_uninterrupted_run(trained, tmp_path):
+    out, _ = trained
+    words = ["--data", str(out.parent / "data"), "--epochs", "1", "--multitask", "--seed", "5", "--lr-d", "0.005"]
+    parts = gan.train(gan.parse_options([*TOY, *words, "--out", str(tmp_path / "run"), "--save-every", "1"]))
+    torch.manual_seed(99)  # dropout must go on from the checkpoint's state, not from the process's
+    gan.train(gan.parse_options(["--resume", str(parts), "--epochs", "2"]))
+    first, second = (gan.load_checkpoint(run / "checkpoints" / "last.pt") for run in (out, parts))
+    for part in ("generator", "discriminator"):
+        for group in ("networks", "average"):
+            for name, tensor in first[group][part].items():
+                assert torch.equal(tensor, second[group][part][name]), name
+    assert torch.equal(first["rng"]["dropout"], second["rng"]["dropout"])
+    for name in ("plots/classifier_loss.png", "plots/confusion_matrix.png", "confusion_matrix.csv"):
+        assert (out / name).read_bytes() == (parts / name).read_bytes()
+
+
+def test_resume_refuses_other_classes_and_heads(trained, tmp_path, capsys):
+    out, _ = trained
+    last = str(out / "checkpoints" / "last.pt")
+    assert gan.main(["--resume", last, "--no-multitask", "--epochs", "3"]) == 2
+    assert "--multitask False: the checkpoint" in capsys.readouterr().err
+    images, labels = colours(60)
+    for label, name in enumerate(("ant", "bee", "cow")):
+        save_all(images[labels == label], tmp_path / "data" / name)
+    assert gan.main(["--resume", last, "--data", str(tmp_path / "data"), "--epochs", "3"]) == 2
+    assert "its classes are not those of the data, ant, bee, cow" in capsys.readouterr().err
+
+
+def test_classify_prints_class_and_probability(trained, capsys):
+    out, _ = trained
+    folder = out.parent / "data" / "test"
+    files = [next((folder / name).iterdir()) for name in NAMES]
+    model = str(out / "discriminator.safetensors")
+    assert gan.main(["classify", model, *map(str, files)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    network = gan.load_network(model, "discriminator")
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(file))) for file in files])
+    probabilities = network.classify(pixels).softmax(1)
+    assert len(lines) == 3
+    for line, file, row in zip(lines, files, probabilities, strict=True):
+        name, share, path = line.split()
+        assert (name, path) == (NAMES[row.argmax()], str(file))
+        assert float(share.rstrip("%")) == pytest.approx(100 * row.max().item(), abs=0.06)
+    assert gan.main(["classify", model, str(folder / "bee")]) == 0  # a flat folder
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines] == [str(file) for file in sorted((folder / "bee").iterdir())]
+
+
+def test_classify_rates_a_labelled_folder(trained, tmp_path, capsys):
+    out, _ = trained
+    folder = out.parent / "data"
+    model = str(out / "checkpoints" / "last.pt")
+    said = []
+    for data in (folder, folder / "test"):  # of a divided set the test images
+        assert gan.main(["classify", model, str(data)]) == 0
+        said.append(capsys.readouterr().out.replace(str(data), "DATA"))
+    assert said[0] == said[1]
+    accuracy = float(rows(out / "epochs.csv")[-1]["val_accuracy"])
+    assert said[0].startswith(f"30 images of DATA: {accuracy:.2%} right, cross-entropy ")
+    assert [line.split()[:2] for line in said[0].splitlines()[2:]] == [[name, "10"] for name in NAMES]
+
+    images, labels = colours(30, seed=1)
+    save_all(images[labels == 2], tmp_path / "cat")  # a part of the classes, so their numbers are not the model's
+    save_all(images[labels == 1], tmp_path / "bee")
+    assert gan.main(["classify", model, str(tmp_path)]) == 0
+    table = {line.split()[0]: line.split()[2] for line in capsys.readouterr().out.splitlines()[2:]}
+    whole = {line.split()[0]: line.split()[2] for line in said[0].splitlines()[2:]}
+    assert table == {"bee": whole["bee"], "cat": whole["cat"]}
+
+
+def test_classify_refuses(trained, tmp_path, fails):
+    out, _ = trained
+    model = out / "discriminator.safetensors"
+    image = next((out.parent / "data" / "test" / "bee").iterdir())
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    (tmp_path / "empty").mkdir()
+    save_all(pictures(2), tmp_path / "other" / "dog")
+    save_all(pictures(2), tmp_path / "other" / "cat")
+    for words, message in (
+        ([model, tmp_path / "none.png"], "none.png: No such file or directory"),
+        ([model, tmp_path / "nowhere"], "nowhere: there is no such file or folder"),
+        ([model, tmp_path / "broken.png"], "broken.png: not an image"),
+        ([model, image, tmp_path / "broken.png"], "broken.png: not an image"),
+        ([model, image, tmp_path / "empty"], "empty: "),
+        ([model, tmp_path / "empty"], "empty: this folder is empty"),
+        ([model, tmp_path / "other"], "other: class dog is not one that"),
+        ([tmp_path / "no.safetensors", image], "no.safetensors: there is no such model"),
+        ([out / "generator.safetensors", image], "generator.safetensors: holds no discriminator"),
+        ([model], "required: IMAGE|DATA"),
+    ):
+        said = fails("classify", *words)
+        assert message in said
+        assert "--data" not in said
+        assert "--skip-unreadable" not in said
+    assert "holds no generator" in fails("generate", model, "--out", tmp_path / "x.png")
+
+
+def test_classify_needs_a_head(tmp_path, fails):
+    data = save_classes(tmp_path / "data", 24)
+    out = gan.train(gan.parse_options([*TOY, "--data", str(data), "--epochs", "1", "--out", str(tmp_path / "run")]))
+    assert not (out / "discriminator.safetensors").exists()
+    image = next((data / "bee").iterdir())
+    assert "its discriminator tells no classes" in fails("classify", out / "checkpoints" / "last.pt", image)
+
+
+def test_hostile_discriminators(trained, tmp_path, fails):
+    out, _ = trained
+    with safe_open(out / "discriminator.safetensors", "pt") as file:
+        weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    good = json.loads(metadata["architecture"])["discriminator"]
+    changes = (
+        {"classes": ["a"]},
+        {"classes": "abc"},
+        {"classes": [1, 2, 3]},
+        {"classes": ["x"] * 10**5},
+        {"classes": 3},
+    )
+    for change in (*changes, {"negative_slope": "much"}, {"negative_slope": 2}, {"width": 1024, "image_size": 1792}):
+        path = tmp_path / "hostile.safetensors"
+        save_file(weights, path, metadata | {"architecture": json.dumps({"discriminator": good | change})})
+        assert "hostile.safetensors: its" in fails("classify", path, tmp_path / "x.png")
+
+
+def test_what_cannot_be_multitask_gets_one_sentence(tmp_path, fails):
+    flat = save_all(pictures(8), tmp_path / "flat")
+    save_all(pictures(8), tmp_path / "one" / "cat")
+    assert "--multitask: the data has no labels" in fails("--multitask", "--data", flat)
+    assert "--multitask: the data has one class only" in fails("--multitask", "--data", tmp_path / "one")
+    assert "--class-weight: needs --multitask" in fails("--class-weight", "2")
+    assert "--validation-split: needs --multitask" in fails("--validation-split", "0.2")
+    for value in ("0", "0.95", "-1", "nan"):
+        assert "--validation-split: " in fails("--multitask", "--validation-split", value)
+    assert "--class-weight: " in fails("--multitask", "--class-weight", "-1")
+
+
+@pytest.mark.parametrize("layout", ["idx", "npz", "cifar"])
+def test_every_labelled_layout_trains_with_a_head(tmp_path, layout):
+    images, labels = pictures(24, 32), np.arange(24) % 2
+    data, classes, size = tmp_path / "data", ["0", "1"], ["--image-size", "8"]
+    if layout == "idx":
+        for split in ("train", "t10k"):
+            write_idx(data / f"{split}-images-idx3-ubyte", images[..., 0])
+            write_idx(data / f"{split}-labels-idx1-ubyte", labels.astype(np.uint8))
+    elif layout == "npz":
+        data.mkdir()
+        np.savez(data / "set.npz", images=images, labels=labels)
+    else:
+        write_cifar(data, images, labels)
+        classes = ["cat", "dog"]
+    words = ["--data", str(data), "--epochs", "1", "--multitask", "--loss", "bce", "--out", str(tmp_path / "run")]
+    out = gan.train(gan.parse_options([*TOY, *words, *size]))
+    network = gan.load_network(out / "discriminator.safetensors", "discriminator")
+    assert network.architecture["classes"] == classes
+    assert network.architecture["channels"] == (1 if layout == "idx" else 3)
+    assert len(list(csv.reader(open(out / "confusion_matrix.csv", encoding="utf-8")))) == 3
+
+
+def test_a_head_learns_the_shapes(tmp_path):
+    words = "--multitask --epochs 6 --image-size 16 --width-d 32 --width-g 8 --lr-d 0.001 --seed 0 --precision fp32"
+    out = gan.train(gan.parse_options([*words.split(), "--sample-every", "9", "--out", str(tmp_path / "run")]))
+    assert float(rows(out / "epochs.csv")[-1]["val_accuracy"]) > 0.9  # 2,000 images of ten classes

@@ -1,0 +1,78 @@
+"""The experiments: their commands are the script's, and what is kept of a run is what the run wrote."""
+
+import csv
+import json
+import shlex
+import tomllib
+
+import numpy as np
+import pytest
+from conftest import TOY, pictures, save_all
+from PIL import Image
+
+import rollnumber_04 as gan
+from report import __main__ as report
+
+
+def test_every_experiment_can_be_run():
+    experiments = tomllib.loads(report.EXPERIMENTS.read_text(encoding="utf-8"))
+    assert experiments
+    for experiment in experiments.values():
+        assert experiment["question"].endswith("?")
+        for words in experiment["runs"].values():
+            options = gan.parse_options(shlex.split(words))
+            assert max(experiment["sheets"]) <= options.epochs
+        if "judge" in experiment:
+            other, run = experiment["judge"].split("/")
+            assert "--multitask" in experiments[other]["runs"][run]
+
+
+def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
+    for split, count in (("train", 24), ("test", 8)):
+        for seed, name in enumerate(("cat", "dog")):
+            save_all(pictures(count, seed=seed), tmp_path / "data" / split / name)
+    words = shlex.join([*TOY, "--data", str(tmp_path / "data"), "--epochs", "2", "--seed", "1"])
+    experiment = {"question": "?", "sheets": [1, 2], "judge": "toy/with", "runs": {}}
+    experiment["runs"] = {"without": words, "with": words + " --multitask"}
+    (tmp_path / "experiments.toml").write_text(
+        "[toy]\nquestion = '?'\nsheets = [1, 2]\njudge = 'toy/with'\n[toy.runs]\n"
+        + "".join(f'{name} = "{line}"\n' for name, line in experiment["runs"].items())
+    )
+    for name in ("EXPERIMENTS", "RESULTS", "RUNS"):
+        monkeypatch.setattr(report, name, tmp_path / {"EXPERIMENTS": "experiments.toml"}.get(name, name))
+    monkeypatch.setattr("sys.argv", ["report", "run"])
+    assert report.main() == 0
+    results = tmp_path / "RESULTS" / "toy"
+    kept = {"metrics.json", "samples.png", "with.csv", "without.csv", "with-confusion.csv"}
+    assert {path.name for path in results.iterdir()} == kept
+    facts = json.loads((results / "metrics.json").read_text())["runs"]
+    assert facts["with"]["command"] == f"python rollnumber_04.py {experiment['runs']['with']}"
+    assert facts["without"]["seed"] == 1
+    judged = facts["without"]["judged by toy/with"]
+    assert judged["samples"] == 2000
+    assert sum(judged["share of each class"].values()) == pytest.approx(1)
+    with open(tmp_path / "RUNS" / "toy" / "with" / "epochs.csv", newline="") as file:
+        epochs = list(csv.DictReader(file))
+    mean = np.mean([float(row["val_accuracy"]) for row in epochs])
+    assert facts["with"]["val_accuracy, mean of the last 10 epochs"] == pytest.approx(mean)
+    assert facts["with"]["val_accuracy, last epoch"] == float(epochs[-1]["val_accuracy"])
+    with open(results / "with.csv", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == [row["step"] for row in epochs]
+    with Image.open(results / "samples.png") as image:
+        assert image.width > 2 * Image.open(tmp_path / "RUNS/toy/with/samples/epoch_0002.png").width
+
+    capfd.readouterr()
+    assert report.main() == 0  # everything has a result
+    assert capfd.readouterr().out == ""
+    monkeypatch.setattr("sys.argv", ["report", "run", "nothing"])
+    with pytest.raises(SystemExit) as stop:
+        report.main()
+    assert stop.value.code == 2
+    assert "there is no experiment nothing" in capfd.readouterr().err
+
+
+def test_long_tables_are_thinned(tmp_path):
+    report.write_thinned(tmp_path / "t.csv", [{"epoch": float(i), "loss": i / 3} for i in range(1, 501)])
+    lines = (tmp_path / "t.csv").read_text().splitlines()
+    assert len(lines) == 101
+    assert (lines[0], lines[1], lines[-1]) == ("epoch,loss", "1,0.33333", "500,166.67")
