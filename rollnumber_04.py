@@ -18,6 +18,7 @@ import argparse
 import csv
 import gzip
 import hashlib
+import inspect
 import io
 import json
 import math
@@ -77,7 +78,6 @@ class NoTestSplit(UserError):
 IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .tga".split())
 IMAGE_FORMATS = "PNG JPEG BMP GIF WEBP TIFF PPM TGA".split()  # Pillow knows more, some of which call other programs
 SPLITS = {"train": {"train", "training"}, "test": {"test", "testing", "t10k", "val", "valid", "validation"}}
-MOST_CLASSES = 10_000
 DECODE_CHUNK = 256  # images of up to 32×32 that a worker decodes before it reports
 SIZES = [base << halvings for halvings in range(1, 9) for base in (4, 5, 6, 7)]  # that the networks make: 8, 10 … 1792
 
@@ -143,11 +143,15 @@ def decode_source(source: Source, image_size: int | None = None, skip_unreadable
             raise UserError(f"{next(iter(unreadable.values()))}{others}; --skip-unreadable leaves such images out")
         print(f"skipped {len(unreadable):,} unreadable images:", *unreadable.values(), sep="\n  ")
         keep = np.setdiff1d(np.arange(len(pixels)), list(unreadable))
+        if not len(keep):
+            raise UserError("--data: none of its images can be read")
         pixels, labels = pixels[keep], None if labels is None else labels[keep]
     if (pixels[..., :1] == pixels).all():  # grey in every pixel, however it was stored
         pixels = pixels[..., :1]
     pixels = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
-    return Images(pixels, None if labels is None else torch.from_numpy(labels), source.classes)
+    # A file system takes names that no text file or terminal does.
+    classes = ("".join(c if c.isprintable() else "\ufffd" for c in name) for name in source.classes)
+    return Images(pixels, None if labels is None else torch.from_numpy(labels), tuple(classes))
 
 
 def checked_size(size: int) -> int:
@@ -320,8 +324,8 @@ def pick_arrays(arrays: dict[str, np.ndarray], classes: Sequence[str], split: st
     values = labels[0].reshape(-1)
     if len(values) != len(items):
         raise UserError(f"--data {where}: {len(items):,} {split} images but {len(values):,} labels")
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= (len(classes) or MOST_CLASSES):
-        raise UserError(f"--data {where}: labels must be whole numbers from 0 to {(len(classes) or MOST_CLASSES) - 1}")
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= (len(classes) or 10_000):
+        raise UserError(f"--data {where}: labels must be whole numbers from 0 to {(len(classes) or 10_000) - 1}")
     return Source(items, values, tuple(classes) or tuple(str(i) for i in range(int(values.max()) + 1)))
 
 
@@ -337,7 +341,10 @@ def read_npz(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
         raise UserError(f"--data {files[0]}: a zip of files, not of arrays; unpack it and name the folder")
     is_named = "classes" in arrays and arrays["classes"].dtype.kind == "U"
-    return arrays, arrays.pop("classes").tolist() if is_named else []
+    classes = arrays.pop("classes").tolist() if is_named else []
+    if len(set(classes)) < len(classes):
+        raise UserError(f"--data {files[0]}: its array `classes` names a class twice")
+    return arrays, classes
 
 
 def read_idx(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -564,7 +571,7 @@ def with_channels(images: Images, channels: int) -> Images:
 
 
 def hold_out(images: Images, share: float) -> tuple[Images, Images]:
-    """Divide a labelled set into (the rest, a share for validation) with the same share of every class.
+    """Divide a labelled set into (the rest, a share for validation), as nearly as can be the same share of each class.
 
     The division depends on the labels alone: a resumed run with another seed must not train on what it held out.
     """
@@ -636,8 +643,9 @@ def real_batch(pixels: Tensor, index: Tensor, flip: bool, rng: torch.Generator) 
 #                                                      Networks                                                        #
 ########################################################################################################################
 
+MOST_CLASSES = 1000  # that a head can tell
 HEAD_WIDTH, HEAD_DROPOUT = 256, 0.5  # of the classification head's hidden layer
-CLASSIFY_BATCH = 500  # images at a time
+CLASSIFY_PIXELS = 2**19  # at a time: 512 images of 32×32
 GENERATE_BATCH = 128  # always this many at a time, so that an image does not depend on how many are asked for
 
 
@@ -737,19 +745,14 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.score(self.features(images)).flatten()
 
-    def judge(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores B and, from the same features, class logits B×classes. Only for a network with classes."""
-        features = self.features(images)
-        return self.score(features).flatten(), self.head(features)
-
     @torch.no_grad()
     def classify(self, pixels: Tensor) -> Tensor:
         """Class logits, float32 N×classes, of uint8 images N×H×W×C, in eval mode and on the network's device."""
         training, device = self.training, self.score.weight.device
         self.eval()  # batch norm by its running averages, which are those of real images; no dropout
         try:
-            pieces = [to_range(piece.to(device)) for piece in pixels.split(CLASSIFY_BATCH)]
-            return torch.cat([self.head(self.features(piece)) for piece in pieces])
+            pieces = pixels.split(max(1, CLASSIFY_PIXELS // self.architecture["image_size"] ** 2))
+            return torch.cat([self.head(self.features(to_range(piece.to(device)))) for piece in pieces])
         finally:
             self.train(training)
 
@@ -846,7 +849,7 @@ class Run:
     @property
     def measures(self) -> tuple[str, ...]:
         """What each step measures: with a classification head, its loss and accuracy too."""
-        return MEASURES + CLASS_MEASURES if self.discriminator.head else MEASURES
+        return MEASURES + CLASS_MEASURES if self.discriminator.head is not None else MEASURES
 
     def noise(self, count: int) -> Tensor:
         """Fresh z, count×latent_dim."""
@@ -913,13 +916,15 @@ def discriminator_step(
         with torch.no_grad():  # D's step does not reach into G
             fake = run.generator(run.noise(len(real)))
         # Apart, so that batch norm never mixes the statistics of real and fake images.
-        real_score, logits = (run.discriminator(real), None) if labels is None else run.discriminator.judge(real)
+        features = run.discriminator.features(real)
+        real_score = run.discriminator.score(features).flatten()
+        logits = None if labels is None else run.discriminator.head(features)
         with running_averages_kept(run.discriminator):
             fake_score = run.discriminator(fake)
     real_score, fake_score = real_score.float(), fake_score.float()
     value = total = loss(real_score, fake_score)
     measures = [value, real_score.mean(), fake_score.mean()]
-    if labels is not None:
+    if logits is not None:
         class_loss = classification_loss(logits.float(), labels)
         total = value + class_weight * class_loss
         measures += [class_loss, (logits.argmax(1) == labels).float().mean()]
@@ -1009,7 +1014,7 @@ def train_epoch(run: Run, images: Images, steps: int, options: argparse.Namespac
     for i in range(steps):
         index = order[i * options.batch_size : (i + 1) * options.batch_size]
         real = real_batch(images.pixels, index, options.flip, run.rng)
-        labels = images.labels[index].to(real.device, non_blocking=True) if run.discriminator.head else None
+        labels = images.labels[index].to(real.device, non_blocking=True) if run.discriminator.head is not None else None
         totals += train_step(run, real, options, labels)
         waiting += 1
         if waiting == options.log_every or i + 1 == steps:
@@ -1050,7 +1055,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.run = run
-        of_head = VALIDATION_MEASURES if run.discriminator.head else ()
+        of_head = VALIDATION_MEASURES if run.discriminator.head is not None else ()
         columns = (
             ("step", "epoch", *run.measures, "images_per_s"),
             ("epoch", "step", *run.measures, *of_head, "diversity", "images_per_s", "seconds"),
@@ -1142,7 +1147,7 @@ def save_gif(out: Path, most: int = 100) -> None:
 def draw_epoch(run: Run, out: Path, samples: np.ndarray, options: argparse.Namespace, log: RunLog, last: bool) -> None:
     """The curves, a sheet of samples every `sample_every` epochs, the weights at 1, 2, 5, 10, 20 … and last."""
     plot_losses(run, out, LOSS_NAMES[options.loss])
-    if run.discriminator.head:
+    if run.discriminator.head is not None:
         plot_classifier(run, out)
     if last or run.epoch % options.sample_every == 0:
         picture = sheet(samples if options.image_size <= 256 else samples[:16])
@@ -1193,7 +1198,7 @@ def plot_classifier(run: Run, out: Path) -> None:
         with plot(path, title=f"Classification {name}", xlabel="epoch", ylabel=y) as axes:
             for key, label, color in ((column, "training", BLUE), (f"val_{column}", "validation", ORANGE)):
                 values = [row[key] for row in run.epochs]
-                label += f", {values[-1]:.3g} at the end"
+                label += f", {values[-1]:.3g} last"
                 axes.plot(epochs, values, color=color, marker=".", label=label)
 
 
@@ -1214,8 +1219,9 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], out: Path) -> 
         for (row, column), count in np.ndenumerate(confusion):
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, count, ha="center", va="center", color=color, fontsize=8)
-    axes.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)  # a $ in a name is a $
-    axes.set_yticks(range(len(classes)), classes, parse_math=False)
+    if len(classes) <= 100:
+        axes.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)  # a $ in a name is a $
+        axes.set_yticks(range(len(classes)), classes, parse_math=False)
     accuracy = confusion.trace() / confusion.sum()
     axes.set(title=f"{confusion.sum():,} validation images, {accuracy:.1%} right", xlabel="predicted", ylabel="true")
     figure.savefig(out / "plots" / "confusion_matrix.png")
@@ -1269,11 +1275,14 @@ def plot_weights(run: Run, out: Path) -> None:
 
 
 ########################################################################################################################
-#                                          Checkpoints and saved generators                                            #
+#                                            Checkpoints and saved models                                              #
 ########################################################################################################################
 
 CHECKPOINT_FORMAT, MODEL_FORMAT = "rollnumber_04 checkpoint 2", "rollnumber_04 model 1"
-SHAPE_OPTIONS = ("image_size", "latent_dim", "width_g", "width_d", "multitask")
+FIXED_OPTIONS = {  # that a resumed run cannot change, and what of the checkpoint depends on them
+    **dict.fromkeys(("image_size", "latent_dim", "width_g", "width_d", "multitask"), "has networks made with"),
+    "validation_split": "was trained with",  # on what would now be held out
+}
 
 
 def refuse_folder(out: Path, data: Path | None) -> None:
@@ -1321,7 +1330,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def save_run(run: Run, out: Path, facts: dict[str, Any], numbered: bool) -> None:
-    """Write `checkpoints/last.pt`, if `numbered` also `epoch_NNNN.pt` (the newest `keep` stay), and the generator."""
+    """Write `checkpoints/last.pt`, if `numbered` also `epoch_NNNN.pt` (the newest `keep` stay), and the models."""
     checkpoint = {
         "format": CHECKPOINT_FORMAT,
         "options": facts,
@@ -1420,8 +1429,15 @@ LIMITS: dict[str, Callable[[Any], bool]] = {
     "latent_dim": lambda x: type(x) is int and 1 <= x <= 4096,
     "width": lambda x: type(x) is int and 1 <= x <= 1024,
     "negative_slope": lambda x: type(x) in (int, float) and 0 <= x <= 1,
-    "classes": lambda x: isinstance(x, list) and len(x) <= MOST_CLASSES and all(isinstance(name, str) for name in x),
+    "classes": lambda x: isinstance(x, list) and len(x) <= MOST_CLASSES and all(map(is_class_name, x)),
 }
+
+
+def is_class_name(name: Any) -> bool:
+    """Whether something is a text that can be printed."""
+    return isinstance(name, str) and name.isprintable()
+
+
 NETWORKS = {"generator": Generator, "discriminator": Discriminator}
 
 
@@ -1431,7 +1447,10 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Gene
 
 
 def load_network(path: str | Path, name: str, device: str | torch.device = "cpu") -> Generator | Discriminator:
-    """The "generator" or "discriminator", averaged, of a `.safetensors` model or a checkpoint. Raises UserError."""
+    """The "generator" or "discriminator" of a `.safetensors` model or a checkpoint: its average, if there is one.
+
+    Raises UserError.
+    """
     if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such model")
     if zipfile.is_zipfile(path):
@@ -1453,9 +1472,7 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
         except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError):
             raise UserError(f"{path}: neither a .safetensors model nor a checkpoint, or damaged") from None
     kind = NETWORKS[name]
-    with torch.device("meta"):
-        known = kind().architecture.keys()
-    if not isinstance(architecture, dict) or architecture.keys() != known:
+    if not isinstance(architecture, dict) or architecture.keys() != inspect.signature(kind).parameters.keys():
         raise UserError(f"{path}: does not say what {name} its weights are of")
     if not all(LIMITS[key](value) for key, value in architecture.items()):
         raise UserError(f"{path}: its {name} is not one that is made here: {str(architecture)[:200]}")
@@ -1632,8 +1649,8 @@ def parse_options(argv: Sequence[str] = ()) -> argparse.Namespace:
         options.out = options.out or path.parent.parent
         for name, new in plain(options).items():
             flag, old = "--" + name.replace("_", "-"), defaults.get(name, new)
-            if new != old and name in SHAPE_OPTIONS:
-                raise UserError(f"{flag} {new}: the checkpoint {path} has networks made with {flag} {old}")
+            if new != old and name in FIXED_OPTIONS:
+                raise UserError(f"{flag} {new}: the checkpoint {path} {FIXED_OPTIONS[name]} {flag} {old}")
             if new != old:
                 print(f"note: {flag} {old} in the checkpoint, {new} now")
     for name in ("class_weight", "validation_split"):
@@ -1680,40 +1697,39 @@ def train(options: argparse.Namespace) -> Path:
     if options.download:
         options.data = download(options.download, options.data or Path("data"))
     images = load_images(options.data, "train", options.image_size, options.skip_unreadable)
-    count, options.image_size, _, channels = images.pixels.shape
+    total, options.image_size, _, channels = images.pixels.shape
+    data_fingerprint = fingerprint(images)
+    classes, validation, validated = (), None, ""
+    if options.multitask:
+        classes = images.classes
+        if not 2 <= len(classes) <= MOST_CLASSES:
+            found = f"{len(classes):,} classes" if len(classes) > 1 else "one class only" if classes else "no labels"
+            raise UserError(f"--multitask: the data has {found}; it takes 2 to {MOST_CLASSES:,}, a folder each")
+        images, validation = load_validation(options, images)
+        kind = "test images" if len(images.pixels) == total else "of the training images, held out"
+        validated = f"{len(validation.pixels):,} {kind}"
+    count = len(images.pixels)
     if count < 2:
         raise UserError(f"--data {options.data}: training needs at least 2 images, found {count}")
-    whole = images
-    if options.multitask:
-        if len(images.classes) < 2:
-            what = "one class only" if images.classes else "no labels"
-            raise UserError(f"--multitask: the data has {what}; put the images of each class into a folder of its own")
-        images, validation = load_validation(options, images)
-        count = len(images.pixels)
     if options.batch_size > count:
         print(f"note: --batch-size {options.batch_size} is more than the {count} images; using {count}")
         options.batch_size = count
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
     if options.precision == "auto":
         options.precision = "bf16" if bf16_pays(options, channels, device) else "fp32"
-    classes = images.classes if options.multitask else ()
     run = make_run(options, channels, device, options.precision == "bf16", classes)
     if saved:
         restore(run, saved, options)
     steps = 1 if options.dry_run else count // options.batch_size
     last = run.epoch + 1 if options.dry_run else options.epochs
     facts = plain(options) | {
-        "data_fingerprint": fingerprint(whole),
+        "data_fingerprint": data_fingerprint,
         "device_name": device_name(device),
         "versions": {"tool": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
     }
     if saved and saved["options"]["data_fingerprint"] != facts["data_fingerprint"]:
         print("note: the data is not what the checkpoint was trained on")
-    announce(run, images, facts, f"{last} epochs of {steps:,} steps", options.out)
-    if options.multitask:
-        held_out = f"{len(whole.pixels) - count:,} of the training images, held out"
-        source = held_out if count < len(whole.pixels) else f"the {len(validation.pixels):,} test images"
-        print(f"validation {source}", flush=True)
+    announce(run, images, validated, facts, f"{last} epochs of {steps:,} steps", options.out)
 
     out = open_run_folder(options.out, is_new)
     write_whole(out / "options.json", json.dumps(facts, indent=2).encode())
@@ -1766,14 +1782,16 @@ def train(options: argparse.Namespace) -> Path:
     return out
 
 
-def announce(run: Run, images: Images, facts: dict[str, Any], length: str, out: Path) -> None:
+def announce(run: Run, images: Images, validated: str, facts: dict[str, Any], length: str, out: Path) -> None:
     """A run's first lines: device, precision, data, networks, what is trained and how long, seed, output folder."""
     count, height, width, channels = images.pixels.shape
     colours, classes = "grey" if channels == 1 else "colour", len(images.classes)
     kind = f"{colours} images of {height}×{width}" + (f" in {classes} classes" if classes else ", no labels")
     print(f"device     {facts['device_name']}, {facts['precision']}, torch {facts['versions']['torch']}")
     print(f"data       {facts['data'] or 'shapes'}: {count:,} {kind}")
-    of_head = count_parameters(run.discriminator.head) if run.discriminator.head else 0
+    if validated:
+        print(f"validation {validated}")
+    of_head = count_parameters(run.discriminator.head) if run.discriminator.head is not None else 0
     of_d = f"D {count_parameters(run.discriminator) - of_head:,}"
     with_head = f", its classification head {of_head:,}" if of_head else ""
     print(f"networks   G {count_parameters(run.generator):,} and {of_d} parameters{with_head}")
@@ -1835,7 +1853,7 @@ def classify(options: argparse.Namespace) -> None:
         source = find_to_classify(options.images)
         images = with_channels(decode_source(source, size), channels)
     except UserError as error:
-        raise UserError(str(error).removeprefix("--data ").partition("; --skip-unreadable")[0]) from None
+        raise UserError(re.sub("^--data:? |; --skip-unreadable.*", "", str(error))) from None
     if images.labels is None:
         width = max(map(len, classes))
         probabilities, numbers = discriminator.classify(images.pixels).softmax(1).max(1)
@@ -1850,17 +1868,19 @@ def classify(options: argparse.Namespace) -> None:
     print(f"{len(images.labels):,} images of {options.images[0]}: {accuracy:.2%} right, cross-entropy {loss:.4f}")
     width = max(map(len, [*classes, "class"]))
     print(f"{'class':{width}}   images    right   most often taken for")
-    for name, row in zip(classes, confusion, strict=True):
+    for i, (name, row) in enumerate(zip(classes, confusion, strict=True)):
         if count := row.sum():
-            right = row[classes.index(name)] / count
-            wrong = np.where(np.array(classes) == name, 0, row)
-            taken = f"{classes[wrong.argmax()]} {wrong.max() / count:.1%}" if wrong.any() else ""
+            right, row[i] = row[i] / count, 0
+            taken = f"{classes[row.argmax()]} {row.max() / count:.1%}" if row.any() else ""
             print(f"{name:{width}}  {count:7,}  {right:6.1%}   {taken}".rstrip())
 
 
 def find_to_classify(paths: Sequence[Path]) -> Source:
     """The images that `classify` is given: image files, or one set in any layout; of a divided set the test images."""
     if len(paths) > 1 or (is_image_name(paths[0].name) and not os.path.isdir(paths[0])):
+        for path in paths:
+            if not os.path.isfile(path):
+                raise UserError(f"{path}: there is no such image file")
         return Source(paths)
     try:
         return find_source(paths[0], "test")

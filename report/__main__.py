@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+import rollnumber_04 as gan
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "report" / "experiments.toml"
@@ -45,8 +48,9 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 def complete(out: Path, words: str, deadline: float) -> None:
     """Bring a run to its end, from where it is; raises SystemExit if it fails or the time is up."""
     begun = (out / "checkpoints" / "last.pt").exists()
-    given = ["--resume", "--out", out] if begun else [*shlex.split(words), "--out", out]
-    process = script(*given)
+    if not begun:  # what was interrupted in its first epoch begins again
+        shutil.rmtree(out, ignore_errors=True)
+    process = script(*shlex.split(words), *(["--resume"] if begun else []), "--out", out)
     try:
         status = process.wait(None if deadline == np.inf else max(0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -57,9 +61,15 @@ def complete(out: Path, words: str, deadline: float) -> None:
         sys.exit(f"the run in {out} ended with status {status}")
 
 
-def measure(out: Path) -> dict[str, Any]:
+def measure(out: Path, words: str) -> dict[str, Any]:
     """A run's result: means over its last epochs, its best validation epoch, its seed, machine, versions and time."""
     options = json.loads((out / "options.json").read_text(encoding="utf-8"))
+    asked = gan.plain(gan.parse_options(shlex.split(words)))
+    asked |= {name: options[name] for name in ("image_size", "precision", "batch_size") if name not in words}
+    if changed := [name for name, value in asked.items() if options.get(name, value) != value]:
+        sys.exit(
+            f"{out}: was not made with the options of {EXPERIMENTS.name}: {', '.join(changed)}; remove it to run again"
+        )
     epochs = read_rows(out / "epochs.csv")
     names = [name for name in epochs[0] if name not in ("epoch", "step", "images_per_s", "seconds")]
     result: dict[str, Any] = {f"{name}, mean of the last {TAIL} epochs": mean(epochs[-TAIL:], name) for name in names}
@@ -82,12 +92,9 @@ def mean(rows: list[dict[str, float]], name: str) -> float:
 
 
 def judge(out: Path, classifier: Path, count: int = 2000) -> dict[str, Any]:
-    """What a classifier says of a run's samples: their classes and how sure it is, beside the same for test images."""
-    folder = out / "judged"
-    if (
-        not folder.exists()
-        and script("generate", out / "generator.safetensors", "--count", str(count), "--out", folder).wait()
-    ):
+    """What a classifier says of samples of a run: the share of each class, and how sure it is."""
+    folder = out / "judged.npz"
+    if script("generate", out / "generator.safetensors", "--count", str(count), "--out", folder).wait():
         sys.exit(f"no samples could be drawn for {folder}")
     process = script("classify", classifier, folder, stdout=subprocess.PIPE, text=True)
     said, _ = process.communicate()
@@ -103,7 +110,7 @@ def judge(out: Path, classifier: Path, count: int = 2000) -> dict[str, Any]:
 
 
 def side_by_side(runs: dict[str, Path], epochs: list[int]) -> Image.Image:
-    """The runs' sheets beside each other, an epoch to a row; the upper half of each but the last, to keep it small."""
+    """The runs' sheets beside each other, an epoch to a row; of all but the last only the upper quarter."""
     rows = []
     for epoch in epochs:
         sheets = [Image.open(out / "samples" / f"epoch_{epoch:04d}.png").convert("RGB") for out in runs.values()]
@@ -129,7 +136,10 @@ def run(name: str, experiment: dict[str, Any], everything: dict[str, Any], deadl
     for run_name, out in outs.items():
         complete(out, experiment["runs"][run_name], deadline)
     facts = {
-        run_name: {"command": f"python rollnumber_04.py {experiment['runs'][run_name]}", **measure(out)}
+        run_name: {
+            "command": f"python rollnumber_04.py {experiment['runs'][run_name]}",
+            **measure(out, experiment["runs"][run_name]),
+        }
         for run_name, out in outs.items()
     }
     if "judge" in experiment:

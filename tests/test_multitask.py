@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,8 +62,8 @@ def test_the_head_is_two_fully_connected_layers_after_the_last_convolution():
     assert [(layer.in_features, layer.out_features) for layer in linear] == [(128 * 4 * 4, 256), (256, 10)]
     adversarial = gan.count_parameters(network) - gan.count_parameters(network.head)
     assert adversarial == gan.count_parameters(plain) == 167_872
-    scores, logits = network.judge(torch.randn(5, 3, 32, 32))
-    assert (scores.shape, logits.shape) == ((5,), (5, 10))
+    images = torch.randn(5, 3, 32, 32)
+    assert (network(images).shape, network.head(network.features(images)).shape) == ((5,), (5, 10))
 
 
 @pytest.mark.parametrize("size", [8, 28, 40, 48])
@@ -96,7 +98,7 @@ def test_the_step_descends_the_sum_worked_out_by_hand(loss, weight):
     real = real_images()
     run.rng.manual_seed(4)
     fake = run.generator(run.noise(8)).detach()
-    real_score, logits = run.discriminator.judge(real)
+    real_score, logits = (run.discriminator(real), run.discriminator.head(run.discriminator.features(real)))
     fake_score = run.discriminator(fake)
     if loss == "ls":
         adversarial = sum((real_score - 1) ** 2) / 16 + sum(fake_score**2) / 16
@@ -141,9 +143,6 @@ def test_with_class_weight_0_the_adversarial_path_is_bit_for_bit_that_of_task_1(
     data = save_classes(tmp_path / "data", 48)
     same = [*TOY, "--data", str(data), "--seed", "1", "--epochs", "2", "--flip", "--out"]
     plain = gan.train(gan.parse_options([*same, str(tmp_path / "plain")]))
-    words = ["--multitask", "--class-weight", "0", "--validation-split", "0.001"]
-    with pytest.raises(gan.UserError, match="leaves none"):
-        gan.train(gan.parse_options([*same, str(tmp_path / "none"), *words]))
     save_classes(tmp_path / "divided" / "train", 48)
     save_classes(tmp_path / "divided" / "test", 9, seed=1)
     words = ["--multitask", "--class-weight", "0", "--data", str(tmp_path / "divided")]
@@ -196,7 +195,8 @@ def test_validation_counts_every_image_and_leaves_no_trace():
     assert run.discriminator.training
     assert all(torch.equal(before[name], tensor) for name, tensor in run.discriminator.state_dict().items())
     with torch.no_grad():
-        logits = run.discriminator.eval().judge(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)[1].double()
+        network = run.discriminator.eval()
+        logits = network.head(network.features(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)).double()
     by_hand = np.zeros((3, 3), int)
     for label, logit in zip(labels, logits, strict=True):
         by_hand[label, int(logit.argmax())] += 1
@@ -246,6 +246,12 @@ def test_what_is_validated_on(tmp_path):
     np.savez(tmp_path / "bare.npz", images=images, labels=labels, test_images=images[:8])
     with pytest.raises(gan.UserError, match="its test images have no labels; give --validation-split"):
         validation_of(tmp_path / "bare.npz")
+    with pytest.raises(gan.UserError, match="leaves none of the 60 images"):
+        validation_of(whole, "--validation-split", "0.001")
+    for file in (tmp_path / "divided" / "test").rglob("*.png"):
+        file.write_bytes(b"damaged")
+    with pytest.raises(gan.UserError, match="none of its images can be read"):
+        validation_of(tmp_path / "divided", "--skip-unreadable", "--image-size", "8")
 
 
 def test_channels_are_matched():
@@ -328,7 +334,6 @@ def test_a_resumed_run_is_the_uninterrupted_run(trained, tmp_path):
     out, _ = trained
     words = ["--data", str(out.parent / "data"), "--epochs", "1", "--multitask", "--seed", "5", "--lr-d", "0.005"]
     parts = gan.train(gan.parse_options([*TOY, *words, "--out", str(tmp_path / "run"), "--save-every", "1"]))
-    torch.manual_seed(99)  # dropout must go on from the checkpoint's state, not from the process's
     gan.train(gan.parse_options(["--resume", str(parts), "--epochs", "2"]))
     first, second = (gan.load_checkpoint(run / "checkpoints" / "last.pt") for run in (out, parts))
     for part in ("generator", "discriminator"):
@@ -345,6 +350,8 @@ def test_resume_refuses_other_classes_and_heads(trained, tmp_path, capsys):
     last = str(out / "checkpoints" / "last.pt")
     assert gan.main(["--resume", last, "--no-multitask", "--epochs", "3"]) == 2
     assert "--multitask False: the checkpoint" in capsys.readouterr().err
+    assert gan.main(["--resume", last, "--validation-split", "0.2", "--epochs", "3"]) == 2  # on what it was trained on
+    assert "was trained with --validation-split None" in capsys.readouterr().err
     images, labels = colours(60)
     for label, name in enumerate(("ant", "bee", "cow")):
         save_all(images[labels == label], tmp_path / "data" / name)
@@ -403,11 +410,11 @@ def test_classify_refuses(trained, tmp_path, fails):
     save_all(pictures(2), tmp_path / "other" / "dog")
     save_all(pictures(2), tmp_path / "other" / "cat")
     for words, message in (
-        ([model, tmp_path / "none.png"], "none.png: No such file or directory"),
+        ([model, tmp_path / "none.png"], "none.png: there is no such image file"),
         ([model, tmp_path / "nowhere"], "nowhere: there is no such file or folder"),
         ([model, tmp_path / "broken.png"], "broken.png: not an image"),
         ([model, image, tmp_path / "broken.png"], "broken.png: not an image"),
-        ([model, image, tmp_path / "empty"], "empty: "),
+        ([model, image, tmp_path / "empty"], "empty: there is no such image file"),
         ([model, tmp_path / "empty"], "empty: this folder is empty"),
         ([model, tmp_path / "other"], "other: class dog is not one that"),
         ([tmp_path / "no.safetensors", image], "no.safetensors: there is no such model"),
@@ -434,17 +441,37 @@ def test_hostile_discriminators(trained, tmp_path, fails):
     with safe_open(out / "discriminator.safetensors", "pt") as file:
         weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     good = json.loads(metadata["architecture"])["discriminator"]
-    changes = (
-        {"classes": ["a"]},
-        {"classes": "abc"},
-        {"classes": [1, 2, 3]},
-        {"classes": ["x"] * 10**5},
-        {"classes": 3},
-    )
-    for change in (*changes, {"negative_slope": "much"}, {"negative_slope": 2}, {"width": 1024, "image_size": 1792}):
+    not_made = "its discriminator is not one that is made here"
+    for change, message in (
+        *(({"classes": x}, not_made) for x in ("abc", [1, 2, 3], ["x"] * 10**5, 3, None, ["a", "b", "\x1b[31m"])),
+        ({"negative_slope": "much"}, not_made),
+        ({"negative_slope": 2}, not_made),
+        ({"width": 2048}, not_made),
+        ({"more": 1}, "does not say what discriminator"),
+        ({"classes": ["a"]}, "its weights do not fit"),
+        ({"width": 1024, "image_size": 1792}, "its weights do not fit"),  # half a terabyte, if it were made
+    ):
         path = tmp_path / "hostile.safetensors"
         save_file(weights, path, metadata | {"architecture": json.dumps({"discriminator": good | change})})
-        assert "hostile.safetensors: its" in fails("classify", path, tmp_path / "x.png")
+        assert f"hostile.safetensors: {message}" in fails("classify", path, tmp_path / "x.png")
+
+
+def test_class_names_that_are_no_text(tmp_path, capsys):
+    names = [b"caf\xe9", b"$x_1", b"\x1b[31mred"]
+    images, labels = colours(30)
+    for label, name in enumerate(names):
+        folder = os.fsencode(tmp_path) + b"/data/" + name
+        try:
+            os.makedirs(folder)
+        except OSError:
+            pytest.skip("the file system takes only UTF-8")
+        save_all(images[labels == label], Path(os.fsdecode(folder)))
+    words = ["--data", str(tmp_path / "data"), "--epochs", "1", "--multitask", "--out", str(tmp_path / "run")]
+    assert gan.main([*TOY, *words]) == 0
+    known = gan.load_network(tmp_path / "run/discriminator.safetensors", "discriminator").architecture["classes"]
+    assert sorted(known) == sorted(["caf\ufffd", "$x_1", "\ufffd[31mred"])
+    assert gan.main(["classify", str(tmp_path / "run/discriminator.safetensors"), str(tmp_path / "data")]) == 0
+    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_what_cannot_be_multitask_gets_one_sentence(tmp_path, fails):
