@@ -28,10 +28,12 @@ import pickle
 import platform
 import re
 import secrets
+import shlex
 import signal
 import struct
 import sys
 import tarfile
+import threading
 import time
 import warnings
 import zipfile
@@ -43,6 +45,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from http.client import HTTPException
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,7 @@ import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from filelock import FileLock, Timeout
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -65,6 +69,10 @@ class UserError(Exception):
     def __init__(self, message: str, status: int = 2):
         super().__init__(message)
         self.status = status
+
+
+class Stopped(KeyboardInterrupt):
+    """The second signal to a run that is ending for the first: its argument is the signal's number."""
 
 
 class NoTestSplit(UserError):
@@ -587,14 +595,14 @@ def hold_out(images: Images, share: float) -> tuple[Images, Images]:
 def load_validation(options: argparse.Namespace, images: Images) -> tuple[Images, Images]:
     """(training set, validation set) for the classification head: the test split, whole, or a share held out.
 
-    `validation_split` None means the test split, or a tenth of the training images where there is none.
+    `validation_split` None means the test split, or a tenth of the training images where there is none: it is set then.
     """
     share = options.validation_split
     if share is None:
         try:
             test = load_images(options.data, "test", options.image_size, options.skip_unreadable)
         except NoTestSplit:
-            share = 0.1
+            share = options.validation_split = 0.1
     if share is None:
         if test.labels is None:
             raise UserError(f"--data {options.data}: its test images have no labels; give --validation-split 0.1")
@@ -808,6 +816,7 @@ LOSSES = {
     "ls": (ls_discriminator_loss, ls_generator_loss),
     "bce": (bce_discriminator_loss, bce_generator_loss),
 }
+UNDECIDED = {"ls": 0.5, "bce": 0.0}  # the score of a D that cannot tell real from fake
 LOSS_NAMES = {"ls": "least squares", "bce": "binary cross-entropy"}
 
 
@@ -815,6 +824,8 @@ LOSS_NAMES = {"ls": "least squares", "bce": "binary cross-entropy"}
 #                                                      Training                                                        #
 ########################################################################################################################
 
+ADVICE = "the last checkpoint is whole: --resume, or begin again, with lower --lr-g and --lr-d or with --precision fp32"
+LONG, COLLAPSED = 1000, 0.25  # steps for which a trouble has lasted; share of the data's spread
 EMA_RAMP = 0.05  # while few images have been seen, the half-life is this share of them (Karras et al. 2022, EDM)
 MEASURES = ("d_loss", "g_loss", "d_real", "d_fake")
 CLASS_MEASURES = ("class_loss", "accuracy")  # of the classification head, on each batch of real images
@@ -841,8 +852,13 @@ class Run:
     optimizer_d: torch.optim.Optimizer
     rng: torch.Generator  # noise and flips, on the device
     bf16: bool
+    totals: Tensor  # the sums of the measures of the steps since the last row of log.csv, on the device
+    finite: Tensor  # for each measure, after how many of these steps its sum was finite
+    waiting: int = 0  # the number of these steps
     epoch: int = 0  # whole epochs done
     step: int = 0
+    seen: int = 0  # images of the epoch under way
+    seconds: float = 0.0  # of training in the epoch under way
     log: list[dict[str, float]] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)
 
@@ -850,6 +866,17 @@ class Run:
     def measures(self) -> tuple[str, ...]:
         """What each step measures: with a classification head, its loss and accuracy too."""
         return MEASURES + CLASS_MEASURES if self.discriminator.head is not None else MEASURES
+
+    @property
+    def log_columns(self) -> tuple[str, ...]:
+        """The columns of log.csv."""
+        return ("step", "epoch", *self.measures, "images_per_s")
+
+    @property
+    def epoch_columns(self) -> tuple[str, ...]:
+        """The columns of epochs.csv."""
+        of_head = VALIDATION_MEASURES if self.discriminator.head is not None else ()
+        return ("epoch", "step", *self.measures, *of_head, "diversity", "images_per_s", "seconds", "warning")
 
     def noise(self, count: int) -> Tensor:
         """Fresh z, count×latent_dim."""
@@ -861,16 +888,23 @@ class Run:
         return torch.autocast(self.rng.device.type, torch.bfloat16, enabled=self.bf16)
 
 
+def make_networks(
+    options: argparse.Namespace, channels: int, classes: Sequence[str]
+) -> tuple[Generator, Discriminator]:
+    """G and D as the options ask for them; a head for the classes, if there are any."""
+    generator = Generator(options.image_size, channels, options.latent_dim, options.width_g)
+    return generator, Discriminator(options.image_size, channels, options.width_d, options.negative_slope, classes)
+
+
 def make_run(
     options: argparse.Namespace, channels: int, device: torch.device, bf16: bool, classes: Sequence[str] = ()
 ) -> Run:
     """Build networks, averages and optimizers; the same seed gives the same weights on every device."""
     torch.manual_seed(options.seed)
-    size, latent_dim = options.image_size, options.latent_dim
-    generator = Generator(size, channels, latent_dim, options.width_g)
-    discriminator = Discriminator(size, channels, options.width_d, options.negative_slope, classes)
+    generator, discriminator = make_networks(options, channels, classes)
     for network in (generator, discriminator):
         network.to(device, memory_format=torch.channels_last)  # the layout that bf16 kernels and tensor cores want
+    measures = len(MEASURES + CLASS_MEASURES if classes else MEASURES)
     return Run(
         generator,
         discriminator,
@@ -880,6 +914,8 @@ def make_run(
         optimizer_d=OPTIMIZERS[options.optimizer](discriminator.parameters(), options.lr_d, options),
         rng=torch.Generator(device).manual_seed(options.seed + 1),  # not the stream that the weights were drawn from
         bf16=bf16,
+        totals=torch.zeros(measures, device=device),
+        finite=torch.zeros(measures, device=device),
     )
 
 
@@ -1003,32 +1039,60 @@ def bf16_pays(options: argparse.Namespace, channels: int, device: torch.device) 
     return min(seconds[True]) < min(seconds[False])  # the minimum: whatever else the machine does only ever adds
 
 
-def train_epoch(run: Run, images: Images, steps: int, options: argparse.Namespace) -> Iterator[dict[str, float]]:
-    """One pass over the data in batches; yields a row of log.csv, means over up to `log_every` steps, as it goes.
+def train_epoch(
+    run: Run, images: Images, limit: int, options: argparse.Namespace, stop: Callable[[], bool] = lambda: False
+) -> Iterator[dict[str, float]]:
+    """Go through the epoch's images from `run.seen` to `limit` in batches; `stop` may end it between two steps.
 
-    The measures add up on the device, which is waited for only where a row is made. Raises UserError (status 1) at a
-    row with a number that is not finite.
+    Yields rows of log.csv, means over up to `log_every` steps. The measures add up on the device; a GPU is waited for
+    only where a row is made. Raises UserError (status 1) where a measure is not finite.
     """
+    batch, device = options.batch_size, run.rng.device
     order = epoch_order(len(images.pixels), options.seed, run.epoch + 1).to(images.pixels.device)
-    totals, waiting, began = torch.zeros(len(run.measures), device=run.rng.device), 0, time.perf_counter()
-    for i in range(steps):
-        index = order[i * options.batch_size : (i + 1) * options.batch_size]
+    began, timed = time.perf_counter(), 0
+    while run.seen + batch <= limit and not stop():
+        index = order[run.seen : run.seen + batch]
         real = real_batch(images.pixels, index, options.flip, run.rng)
-        labels = images.labels[index].to(real.device, non_blocking=True) if run.discriminator.head is not None else None
-        totals += train_step(run, real, options, labels)
-        waiting += 1
-        if waiting == options.log_every or i + 1 == steps:
-            means = (totals / waiting).tolist()  # the wait
+        labels = images.labels[index].to(device, non_blocking=True) if run.average_d is not None else None
+        run.totals += train_step(run, real, options, labels)
+        run.finite += run.totals.isfinite()
+        run.seen, run.waiting, timed = run.seen + batch, run.waiting + 1, timed + 1
+        row_is_due = run.waiting >= options.log_every or run.seen + batch > limit
+        if (row_is_due or device.type == "cpu") and not run.totals.isfinite().all():  # the wait
+            raise UserError(diverged(run), 1)
+        if row_is_due:
             seconds = time.perf_counter() - began
-            row = {"step": run.step, "epoch": run.epoch + 1, **dict(zip(run.measures, means, strict=True))}
-            for name in run.measures:
-                if not math.isfinite(row[name]):
-                    advice = "begin again, or --resume, with lower --lr-g and --lr-d or with --precision fp32"
-                    raise UserError(f"{name} is {row[name]} at step {run.step}, epoch {run.epoch + 1}; {advice}", 1)
-            yield row | {"images_per_s": waiting * options.batch_size / seconds}
-            totals.zero_()
-            waiting, began = 0, time.perf_counter()
-    run.epoch += 1
+            run.seconds += seconds
+            yield logged(run) | {"images_per_s": timed * batch / seconds}
+            began, timed = time.perf_counter(), 0
+    run.seconds += time.perf_counter() - began
+    if run.waiting and run.seen + batch > limit:  # resumed with a batch that no longer fits into the epoch
+        yield logged(run) | {"images_per_s": 0.0}
+
+
+def logged(run: Run) -> dict[str, float]:
+    """The means of the measures since the last row of log.csv, as the next row; the sums begin again."""
+    means = dict(zip(run.measures, (run.totals / run.waiting).tolist(), strict=True))
+    run.waiting = 0
+    run.totals.zero_()
+    run.finite.zero_()
+    return {"step": run.step, "epoch": run.epoch + 1, **means}
+
+
+def diverged(run: Run) -> str:
+    """Which measure was the first that was not finite, and at which step: its sum has not been finite since."""
+    good = [int(steps) for steps in run.finite.tolist()]
+    first = good.index(min(good))
+    step = run.step - run.waiting + good[first] + 1
+    return f"{run.measures[first]} is not finite at step {step:,}, epoch {run.epoch + 1}; {ADVICE}"
+
+
+def check_weights(run: Run) -> None:
+    """Raise UserError (status 1) if a weight is not finite, as after a gradient that was not: never save such a run."""
+    for name, network in (("G", run.generator), ("D", run.discriminator)):
+        if not all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values()):
+            where = f"at step {run.step:,}, epoch {run.epoch + 1}"
+            raise UserError(f"{name}'s weights are not finite {where}, since a gradient was not; {ADVICE}", 1)
 
 
 def validate(discriminator: Discriminator, validation: Images) -> tuple[float, float, np.ndarray]:
@@ -1055,11 +1119,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.run = run
-        of_head = VALIDATION_MEASURES if run.discriminator.head is not None else ()
-        columns = (
-            ("step", "epoch", *run.measures, "images_per_s"),
-            ("epoch", "step", *run.measures, *of_head, "diversity", "images_per_s", "seconds"),
-        )
+        columns = (run.log_columns, run.epoch_columns)
         self.files = [open(out / name, "w", newline="", encoding="utf-8") for name in ("log.csv", "epochs.csv")]
         self.log, self.epochs = (csv.DictWriter(*pair) for pair in zip(self.files, columns, strict=True))
         for table, rows in ((self.log, run.log), (self.epochs, run.epochs)):  # a resumed run drops what it will redo
@@ -1101,14 +1161,36 @@ def pixel_spread(pixels: np.ndarray | Tensor) -> float:
     return float(np.asarray(pixels, dtype=np.float32).std(0).mean())
 
 
-def epoch_row(run: Run, measured: dict[str, float], images: int, seconds: float) -> dict[str, float]:
-    """A row of epochs.csv for the epoch just done: the means over its steps, and what is given."""
+def epoch_row(run: Run, measured: dict[str, float], loss: str) -> dict[str, Any]:
+    """A row of epochs.csv for the epoch just done: the means over its steps, what is given, and a warning."""
     rows = [row for row in run.log if row["epoch"] == run.epoch]
     before = run.epochs[-1]["step"] if run.epochs else 0
     steps = np.diff([before, *(row["step"] for row in rows)])  # that each row is the mean of
     means = {name: float(np.average([row[name] for row in rows], weights=steps)) for name in run.measures}
-    known = {"epoch": run.epoch, "step": run.step, **means, **measured}
-    return known | {"images_per_s": images / seconds, "seconds": seconds}
+    row = {"epoch": run.epoch, "step": run.step, **means, **measured}
+    row |= {"images_per_s": run.seen / run.seconds, "seconds": run.seconds}
+    begun = [trouble for trouble in troubles([*run.epochs, row], loss) if trouble not in troubles(run.epochs, loss)]
+    return row | {"warning": "; ".join(begun)}
+
+
+def troubles(epochs: list[dict[str, Any]], loss: str) -> list[str]:
+    """What has been wrong for LONG steps and three epochs: D has won, or the samples hardly differ.
+
+    D has won when J(D) is under a tenth, and J(G) over twice, of what undecided scores give. The samples hardly differ
+    when their spread is under COLLAPSED of the data's; those of the first LONG steps are grey in every run.
+    """
+    recent = [row for row in epochs if row["step"] > epochs[-1]["step"] - LONG]
+    recent = epochs[-max(3, len(recent)) :]
+    if len(recent) < 3 or recent[0]["step"] < LONG:
+        return []
+    undecided = torch.full((1,), UNDECIDED[loss])
+    d_undecided, g_undecided = LOSSES[loss][0](undecided, undecided), LOSSES[loss][1](undecided)
+    found = []
+    if all(row["d_loss"] < d_undecided / 10 and row["g_loss"] > 2 * g_undecided for row in recent):
+        found.append("D has won and teaches G next to nothing: try a lower --lr-d or a higher --lr-g")
+    if all(row["diversity"] < COLLAPSED for row in recent):
+        found.append("the samples hardly differ, G has collapsed: try lower --lr-g and --lr-d or another --seed")
+    return found
 
 
 def grid(images: np.ndarray, columns: int, gap: int, fill: float) -> np.ndarray:
@@ -1129,14 +1211,19 @@ def sheet(images: np.ndarray) -> Image.Image:
     return Image.fromarray(grid(images, columns=math.ceil(math.sqrt(len(images))), gap=2, fill=255))
 
 
-def by_epoch(folder: Path, suffix: str) -> list[Path]:
-    """The files epoch_N.suffix of a folder in the order of N, which may have grown out of its four digits."""
-    return sorted(folder.glob(f"epoch_*{suffix}"), key=lambda path: int(path.stem.removeprefix("epoch_")))
+def by_epoch(folder: Path, suffix: str, last: int) -> list[Path]:
+    """The files epoch_N.suffix, N ≤ last, in the order of N, which may have grown out of its four digits.
+
+    After a resume from an early checkpoint there are later ones, which stay until the run comes to their epoch.
+    """
+    numbers = {path: path.stem.removeprefix("epoch_") for path in folder.glob(f"epoch_*{suffix}")}
+    found = {path: int(number) for path, number in numbers.items() if number.isdecimal() and int(number) <= last}
+    return sorted(found, key=found.__getitem__)
 
 
-def save_gif(out: Path, most: int = 100) -> None:
-    """`samples/progress.gif`: the sheets of all epochs in order, evenly thinned to at most `most` frames."""
-    paths = by_epoch(out / "samples", ".png")
+def save_gif(out: Path, last: int, most: int = 100) -> None:
+    """`samples/progress.gif`: the sheets of the epochs up to `last`, evenly thinned to at most `most` frames."""
+    paths = by_epoch(out / "samples", ".png", last)
     paths = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int))]
     first, *others = [Image.open(path).convert("RGB").quantize(128) for path in paths]
     milliseconds = [150] * len(others) + [2000]
@@ -1155,6 +1242,8 @@ def draw_epoch(run: Run, out: Path, samples: np.ndarray, options: argparse.Names
         log.add_picture("samples/fixed_noise", picture)
     if last or f"{run.epoch}".rstrip("0") in ("1", "2", "5"):
         plot_weights(run, out)
+    if last:
+        save_gif(out, run.epoch)
 
 
 @contextmanager
@@ -1278,7 +1367,9 @@ def plot_weights(run: Run, out: Path) -> None:
 #                                            Checkpoints and saved models                                              #
 ########################################################################################################################
 
-CHECKPOINT_FORMAT, MODEL_FORMAT = "rollnumber_04 checkpoint 2", "rollnumber_04 model 1"
+CHECKPOINT_FORMAT, MODEL_FORMAT = "rollnumber_04 checkpoint 3", "rollnumber_04 model 1"
+COUNTERS = {"epoch": int, "step": int, "seen": int, "waiting": int, "seconds": float}  # of a run and its checkpoints
+PARTS = ("options", "architecture", "networks", "average", "optimizers", "rng", "sums", "history")
 FIXED_OPTIONS = {  # that a resumed run cannot change, and what of the checkpoint depends on them
     **dict.fromkeys(("image_size", "latent_dim", "width_g", "width_d", "multitask"), "has networks made with"),
     "validation_split": "was trained with",  # on what would now be held out
@@ -1296,17 +1387,22 @@ def refuse_folder(out: Path, data: Path | None) -> None:
         raise UserError(f"--out {out}: lies inside the data, {data}, whose images it would join; name another folder")
 
 
-def open_run_folder(out: Path, is_new: bool) -> Path:
-    """Make the run's folder and its parts; of two runs that ask for the same new one at once, the second is refused."""
+@contextmanager
+def open_run_folder(out: Path, is_new: bool) -> Iterator[None]:
+    """Make the run's folder and its parts, and keep other runs out of it; the lock ends with the process."""
     try:
         (out / "checkpoints").mkdir(parents=True, exist_ok=not is_new)
         for part in ("samples", "plots", "weights", "tensorboard"):
             (out / part).mkdir(exist_ok=True)
+        lock = FileLock(out / ".lock").acquire(timeout=0)
     except FileExistsError:
         raise UserError(f"--out {out}: another run has just taken it; name another folder") from None
+    except Timeout:
+        raise UserError(f"--out {out}: another run is writing to it; wait for its end or name another folder") from None
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from None
-    return out
+    with lock:
+        yield
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -1329,35 +1425,41 @@ def write_whole(path: Path, data: bytes) -> None:
             os.close(folder)
 
 
-def save_run(run: Run, out: Path, facts: dict[str, Any], numbered: bool) -> None:
-    """Write `checkpoints/last.pt`, if `numbered` also `epoch_NNNN.pt` (the newest `keep` stay), and the models."""
-    checkpoint = {
-        "format": CHECKPOINT_FORMAT,
-        "options": facts,
-        "architecture": {"generator": run.generator.architecture, "discriminator": run.discriminator.architecture},
-        "epoch": run.epoch,
-        "step": run.step,
+def snapshot(run: Run) -> dict[str, Any]:
+    """All that a run is, as tensors and plain containers."""
+    return {
         "networks": {"generator": run.generator.state_dict(), "discriminator": run.discriminator.state_dict()},
-        "optimizers": {"generator": run.optimizer_g.state_dict(), "discriminator": run.optimizer_d.state_dict()},
         "average": {name: network.state_dict() for name, network in averages(run).items()},
+        "optimizers": {"generator": run.optimizer_g.state_dict(), "discriminator": run.optimizer_d.state_dict()},
         "rng": {
             "device": run.rng.device.type,
-            "state": run.rng.get_state(),
+            "noise": run.rng.get_state(),
             "dropout": default_rng(run.rng.device)[0](),
         },
+        **{name: getattr(run, name) for name in COUNTERS},
+        "sums": {"totals": run.totals, "finite": run.finite},
         "history": {"log": run.log, "epochs": run.epochs},
     }
+
+
+def save_run(run: Run, out: Path, facts: dict[str, Any], numbered: bool) -> None:
+    """Write the models, if `numbered` `checkpoints/epoch_NNNN.pt` (the newest `keep` stay), and `last.pt`.
+
+    last.pt comes last, so that what a crash leaves out is written when the run goes on. Raises OSError.
+    """
+    check_weights(run)
+    architecture = {"generator": run.generator.architecture, "discriminator": run.discriminator.architecture}
     stream = io.BytesIO()
-    torch.save(checkpoint, stream)
-    write_whole(out / "checkpoints" / "last.pt", stream.getvalue())
-    if numbered:
-        write_whole(out / "checkpoints" / f"epoch_{run.epoch:04d}.pt", stream.getvalue())
-        for old in by_epoch(out / "checkpoints", ".pt")[: -facts["keep"]]:
-            old.unlink()
+    torch.save({"format": CHECKPOINT_FORMAT, "options": facts, "architecture": architecture, **snapshot(run)}, stream)
     passed_on = ("loss", "seed", "batch_size", "data_fingerprint", "versions")
     training = {"epoch": run.epoch, "step": run.step} | {name: facts[name] for name in passed_on}
     for name, network in averages(run).items():
         save_model(out / f"{name}.safetensors", {name: network}, training)
+    if numbered:
+        write_whole(out / "checkpoints" / f"epoch_{run.epoch:04d}.pt", stream.getvalue())
+        for old in by_epoch(out / "checkpoints", ".pt", run.epoch)[: -facts["keep"]]:
+            old.unlink()
+    write_whole(out / "checkpoints" / "last.pt", stream.getvalue())
 
 
 def averages(run: Run) -> dict[str, Generator | Discriminator]:
@@ -1385,41 +1487,115 @@ def save_model(path: Path, networks: dict[str, Generator | Discriminator], train
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint, plain containers and tensors only: the file can run no code. Raises UserError."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch itself checks neither sizes nor checksums
+            if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                raise ValueError("it unpacks to more than it holds")
+            if damaged := archive.testzip():
+                raise ValueError(f"its part {damaged} is damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such checkpoint") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
-        raise UserError(f"{path}: not a whole checkpoint of this program") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: not a checkpoint of this program: it holds more than tensors and numbers") from None
+    except Exception as error:  # a damaged archive may fail in any of its parts, with any exception
+        raise UserError(f"{path}: not a whole checkpoint ({complaint(error)})"[:300]) from None
     if not isinstance(saved, dict) or saved.get("format") != CHECKPOINT_FORMAT:
-        raise UserError(f"{path}: not a checkpoint of this program")
+        raise UserError(f"{path}: not a checkpoint of this program and version")
+    for name, kind in {**dict.fromkeys(PARTS, dict), **COUNTERS}.items():
+        if type(saved.get(name)) is not kind or (kind is not dict and not 0 <= saved[name] < 2**62):
+            raise UserError(f"{path}: not a whole checkpoint: its {name} is missing or wrong")
     return saved
+
+
+def difference(found: Any, expected: Any, name: str) -> str:
+    """Where `found` is not made as `expected`, of the same keys, types and shapes and of finite numbers; or ""."""
+    if isinstance(expected, dict):
+        if not isinstance(found, dict) or found.keys() != expected.keys():
+            return f"its {name} holds other parts than it should"
+        return next((said for key in expected if (said := difference(found[key], expected[key], f"{name}.{key}"))), "")
+    if isinstance(expected, Tensor):
+        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (expected.shape, expected.dtype):
+            return f"its {name} has not the shape that it should"
+        return "" if found.isfinite().all() else f"its {name} holds numbers that are not finite"
+    return "" if type(found) is type(expected) else f"its {name} is wrong"
+
+
+def check_checkpoint(
+    saved: dict[str, Any], path: Path, options: argparse.Namespace, channels: int, classes: Sequence[str]
+) -> None:
+    """Raise UserError unless a checkpoint holds a run of these options, before anything of its size is built."""
+    of_d = saved["architecture"].get("discriminator")
+    if not isinstance(of_d, dict) or of_d.get("classes") != [*classes]:
+        raise UserError(f"{path}: its classes are not those of the data, {', '.join(classes)}"[:300])
+    with torch.device("meta"):  # shapes without memory
+        networks = dict(zip(NETWORKS, make_networks(options, channels, classes), strict=True))
+        states = {name: network.state_dict() for name, network in networks.items()}
+        averaged = {name: state for name, state in states.items() if name == "generator" or classes}
+        sums = torch.zeros(len(MEASURES + CLASS_MEASURES if classes else MEASURES))
+    wrong = difference(saved["networks"], states, "networks") or difference(saved["average"], averaged, "average")
+    wrong = wrong or difference(saved["sums"], {"totals": sums, "finite": sums}, "sums")
+    if not wrong and saved["options"]["optimizer"] == options.optimizer:
+        for name, network in networks.items():
+            wrong = wrong or optimizer_difference(saved["optimizers"].get(name), network, options)
+    if wrong:
+        raise UserError(f"{path}: {wrong}, by the options and the data")
+
+
+def optimizer_difference(found: Any, network: nn.Module, options: argparse.Namespace) -> str:
+    """What is wrong with an optimizer's state for a network: it has some for each weight, of its shape, or for none."""
+    example = nn.Parameter(torch.zeros(2))  # optimizers make their state in their first step
+    example.grad = torch.zeros(2)
+    optimizer = OPTIMIZERS[options.optimizer]([example], 1e-3, options)
+    optimizer.step()
+    (kinds,) = optimizer.state_dict()["state"].values() or ({},)
+    state = found.get("state") if isinstance(found, dict) else None
+    if state == {}:
+        return ""
+    expected = {
+        i: {key: torch.empty_like(weight if value.ndim else value, device="meta") for key, value in kinds.items()}
+        for i, weight in enumerate(network.parameters())
+    }
+    return difference(state, expected, "optimizer's state")
 
 
 def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> None:
     """Put a checkpoint's state into a new run; learning rates and the like come from the options, not from the file."""
-    classes = run.discriminator.architecture["classes"]
-    if classes != saved["architecture"]["discriminator"]["classes"]:
-        raise UserError(f"{options.resume}: its classes are not those of the data, {', '.join(classes)}"[:300])
     for name, network in (("generator", run.generator), ("discriminator", run.discriminator)):
-        state = saved["networks"][name]
-        for key, tensor in network.state_dict().items():
-            if key not in state or state[key].shape != tensor.shape:
-                raise UserError(f"{options.resume}: its {name}'s {key} has not the shape that options and data ask for")
-        network.load_state_dict(state)
+        network.load_state_dict(saved["networks"][name])
     for name, network in averages(run).items():
         network.load_state_dict(saved["average"][name])
     if saved["options"]["optimizer"] == options.optimizer:
         for name, optimizer in (("generator", run.optimizer_g), ("discriminator", run.optimizer_d)):
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": saved["optimizers"][name]["state"], "param_groups": groups})
-    run.epoch, run.step = saved["epoch"], saved["step"]
-    if saved["rng"]["device"] == run.rng.device.type:
-        run.rng.set_state(saved["rng"]["state"])
+    for name in COUNTERS:
+        setattr(run, name, saved[name])
+    run.totals.copy_(saved["sums"]["totals"])
+    run.finite.copy_(saved["sums"]["finite"])
+    for name, columns in (("log", run.log_columns), ("epochs", run.epoch_columns)):
+        rows = saved["history"].get(name)
+        if not is_table(rows, columns, run.step):
+            raise UserError(f"{options.resume}: its history is not that of a run with these options")
+        setattr(run, name, rows)
+    if run.seen and not run.waiting and not any(row["epoch"] == run.epoch + 1 for row in run.log):
+        raise UserError(f"{options.resume}: its history lacks the epoch under way")
+    if saved["rng"].get("device") == run.rng.device.type:
+        if wrong := difference(saved["rng"], snapshot(run)["rng"], "rng"):
+            raise UserError(f"{options.resume}: {wrong}")
+        run.rng.set_state(saved["rng"]["noise"])
         default_rng(run.rng.device)[1](saved["rng"]["dropout"])
     else:
         run.rng.manual_seed(options.seed + 1 + run.step)
-        print(f"note: the checkpoint is from a {saved['rng']['device']} device; the noise goes on from another state")
-    run.log, run.epochs = saved["history"]["log"], saved["history"]["epochs"]
+        print("note: the checkpoint is from another kind of device; the noise goes on from another state")
+
+
+def is_table(rows: Any, columns: Sequence[str], last: int) -> bool:
+    """Whether something is a list of rows with numbers (a text for a warning), their steps growing up to `last`."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and tuple(row) == columns for row in rows):
+        return False
+    kinds = {name: str if name == "warning" else int | float for name in columns}
+    steps = [0, *(row["step"] for row in rows), last + 1]
+    return all(isinstance(row[name], kind) for row in rows for name, kind in kinds.items()) and all(
+        before < after for before, after in pairwise(steps)
+    )
 
 
 # What a file may say of a network, checked before it is built: a false header must not allocate anything.
@@ -1455,8 +1631,8 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
         raise UserError(f"{path}: there is no such model")
     if zipfile.is_zipfile(path):
         saved = load_checkpoint(Path(path))
-        architecture = saved["architecture"][name]
-        weights = saved["average"].get(name, saved["networks"][name])
+        architecture = saved["architecture"].get(name)
+        weights = saved["average"].get(name, saved["networks"].get(name))
     else:
         try:
             with safetensors.safe_open(path, "pt") as file:
@@ -1476,10 +1652,10 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
         raise UserError(f"{path}: does not say what {name} its weights are of")
     if not all(LIMITS[key](value) for key, value in architecture.items()):
         raise UserError(f"{path}: its {name} is not one that is made here: {str(architecture)[:200]}")
-    with torch.device("meta"):  # shapes without memory
-        expected = {key: tensor.shape for key, tensor in kind(**architecture).state_dict().items()}
-    if {key: tensor.shape for key, tensor in weights.items()} != expected:
-        raise UserError(f"{path}: its weights do not fit the {name} that it describes")
+    with torch.device("meta"):
+        expected = kind(**architecture).state_dict()
+    if wrong := difference(weights, expected, name):
+        raise UserError(f"{path}: {wrong}")
     network = kind(**architecture)
     network.load_state_dict(weights)
     return network.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
@@ -1613,6 +1789,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     group = parser.add_argument_group("performance")
     group.add_argument("--device", **device)
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where faster")
+    group.add_argument("--deterministic", action="store_true", help="the same run again on a GPU, too, if slower")
 
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=some_path, metavar="DIR", help="runs/<preset>-<date>-<time> if left out")
@@ -1635,9 +1812,13 @@ def parse_options(argv: Sequence[str] = ()) -> argparse.Namespace:
         for flag in ("dry_run", "download"):
             if getattr(given, flag):
                 raise UserError(f"--{flag.replace('_', '-')}: does not go with --resume")
-        path = find_checkpoint(given)
-        saved = load_checkpoint(path)["options"]
-        defaults = {name: value for name, value in saved.items() if name in given}
+        path, saved = find_checkpoint(given)
+        described = {name: value for name, value in saved["options"].items() if name in plain(given)}
+        try:
+            checked = parser.parse_args(command_line(described))
+        except UserError as error:
+            raise UserError(f"{path}: its options are wrong: {error}"[:300]) from None
+        defaults = {name: getattr(checked, name) for name in described}
     parser.set_defaults(**defaults)
     options = parser.parse_args(argv)
     if given.resume is None:
@@ -1648,7 +1829,7 @@ def parse_options(argv: Sequence[str] = ()) -> argparse.Namespace:
             raise UserError(f"--resume {path}: lies in no run's folder; name one with --out")
         options.out = options.out or path.parent.parent
         for name, new in plain(options).items():
-            flag, old = "--" + name.replace("_", "-"), defaults.get(name, new)
+            flag, old = "--" + name.replace("_", "-"), described.get(name, new)
             if new != old and name in FIXED_OPTIONS:
                 raise UserError(f"{flag} {new}: the checkpoint {path} {FIXED_OPTIONS[name]} {flag} {old}")
             if new != old:
@@ -1661,15 +1842,35 @@ def parse_options(argv: Sequence[str] = ()) -> argparse.Namespace:
     return options
 
 
-def find_checkpoint(options: argparse.Namespace) -> Path:
-    """The checkpoint that `--resume [PATH]` means: PATH, or last.pt in the run folder that PATH or --out names."""
+def find_checkpoint(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that `--resume [PATH]` means, and what it holds: PATH, or the newest whole one of a run's folder.
+
+    That is last.pt, unless it is damaged: then the newest of those with numbers, with a note. Raises UserError.
+    """
     if options.resume is True and options.out is None:
         raise UserError("--resume: name the run's folder with --out, or give a checkpoint's path")
     path = options.out if options.resume is True else options.resume
-    path = path / "checkpoints" / "last.pt" if os.path.isdir(path) else path
-    if not os.path.isfile(path):  # unlike Path's, these take names of any length
-        raise UserError(f"--resume: there is no checkpoint {path}")
-    return path
+    if not os.path.isdir(path):  # unlike Path's, these take names of any length
+        if not os.path.isfile(path):
+            raise UserError(f"--resume: there is no checkpoint {path}")
+        return path, load_checkpoint(path)
+    first = path / "checkpoints" / "last.pt"
+    others = sorted((path / "checkpoints").glob("epoch_*.pt"), key=os.path.getmtime, reverse=True)
+    candidates = [file for file in (first, *others) if file.is_file()]
+    for i, file in enumerate(candidates):
+        try:
+            return file, load_checkpoint(file)
+        except UserError as error:
+            if i + 1 == len(candidates):
+                raise
+            print(f"note: {error}; trying {candidates[i + 1].name}")
+    raise UserError(f"--resume: there is no checkpoint {first}")
+
+
+def command_line(saved: dict[str, Any]) -> list[str]:
+    """Saved options as words of a command line, so that a file's values are checked as a user's are."""
+    given = {f"--{name.replace('_', '-')}": value for name, value in saved.items() if value not in (None, False)}
+    return [flag if value is True else f"{flag}={value}" for flag, value in given.items()]
 
 
 def plain(options: argparse.Namespace) -> dict[str, Any]:
@@ -1677,6 +1878,29 @@ def plain(options: argparse.Namespace) -> dict[str, Any]:
     here_only = ("resume", "dry_run", "out", "download")
     items = {name: value for name, value in vars(options).items() if name not in here_only}
     return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in items.items()}
+
+
+def load_data(options: argparse.Namespace) -> tuple[Images, Images | None, str]:
+    """(training set, validation set of a multi-task run, the data's fingerprint), enough of them to train on.
+
+    Settles the options that depend on the data, `image_size` and `batch_size`. Raises UserError.
+    """
+    images, validation = load_images(options.data, "train", options.image_size, options.skip_unreadable), None
+    options.image_size = images.pixels.shape[1]
+    data_fingerprint = fingerprint(images)
+    if options.multitask:
+        count = len(images.classes)
+        if not 2 <= count <= MOST_CLASSES:
+            found = f"{count:,} classes" if count > 1 else "one class only" if count else "no labels"
+            raise UserError(f"--multitask: the data has {found}; it takes 2 to {MOST_CLASSES:,}, a folder each")
+        images, validation = load_validation(options, images)
+    count = len(images.pixels)
+    if count < 2:
+        raise UserError(f"--data {options.data}: training needs at least 2 images, found {count}")
+    if options.batch_size > count:
+        print(f"note: --batch-size {options.batch_size} is more than the {count} images; using {count}")
+        options.batch_size = count
+    return images, validation, data_fingerprint
 
 
 def train(options: argparse.Namespace) -> Path:
@@ -1687,110 +1911,184 @@ def train(options: argparse.Namespace) -> Path:
     device = choose_device(options.device)
     saved = load_checkpoint(options.resume) if options.resume else None
     if saved and saved["epoch"] >= options.epochs:
-        print(
-            f"nothing to do: {options.resume} has done its {saved['epoch']} epochs; a larger --epochs goes on from it"
-        )
+        done = f"{options.resume} has done its {saved['epoch']} epochs"
+        print(f"nothing to do: {done}; a larger --epochs goes on from it")
         return options.out
     is_new = not saved or options.resume.parent.parent.resolve() != options.out.resolve()
     if is_new:
         refuse_folder(options.out, options.data)
     if options.download:
         options.data = download(options.download, options.data or Path("data"))
-    images = load_images(options.data, "train", options.image_size, options.skip_unreadable)
-    total, options.image_size, _, channels = images.pixels.shape
-    data_fingerprint = fingerprint(images)
-    classes, validation, validated = (), None, ""
-    if options.multitask:
-        classes = images.classes
-        if not 2 <= len(classes) <= MOST_CLASSES:
-            found = f"{len(classes):,} classes" if len(classes) > 1 else "one class only" if classes else "no labels"
-            raise UserError(f"--multitask: the data has {found}; it takes 2 to {MOST_CLASSES:,}, a folder each")
-        images, validation = load_validation(options, images)
-        kind = "test images" if len(images.pixels) == total else "of the training images, held out"
-        validated = f"{len(validation.pixels):,} {kind}"
-    count = len(images.pixels)
-    if count < 2:
-        raise UserError(f"--data {options.data}: training needs at least 2 images, found {count}")
-    if options.batch_size > count:
-        print(f"note: --batch-size {options.batch_size} is more than the {count} images; using {count}")
-        options.batch_size = count
+    images, validation, data_fingerprint = load_data(options)
+    channels, classes = images.pixels.shape[3], images.classes if options.multitask else ()
+    if saved:
+        check_checkpoint(saved, options.resume, options, channels, classes)
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        torch.use_deterministic_algorithms(True)
     if options.precision == "auto":
         options.precision = "bf16" if bf16_pays(options, channels, device) else "fp32"
     run = make_run(options, channels, device, options.precision == "bf16", classes)
     if saved:
         restore(run, saved, options)
-    steps = 1 if options.dry_run else count // options.batch_size
-    last = run.epoch + 1 if options.dry_run else options.epochs
+        if saved["options"].get("data_fingerprint") != data_fingerprint:
+            print("note: the data is not what the checkpoint was trained on; its epoch begins again")
+            run.seen = 0
+        if run.seen > len(images.pixels):
+            raise UserError(f"{options.resume}: has seen more images of its epoch than there are")
     facts = plain(options) | {
         "data_fingerprint": data_fingerprint,
         "device_name": device_name(device),
         "versions": {"tool": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
     }
-    if saved and saved["options"]["data_fingerprint"] != facts["data_fingerprint"]:
-        print("note: the data is not what the checkpoint was trained on")
-    announce(run, images, validated, facts, f"{last} epochs of {steps:,} steps", options.out)
-
-    out = open_run_folder(options.out, is_new)
-    write_whole(out / "options.json", json.dumps(facts, indent=2).encode())
-    spread = pixel_spread(images.pixels[epoch_order(count, 0, 0)[:2000]])
-    images = on_device(images, device)
-    first_step, seconds = run.step, np.zeros(3)
-    per_epoch = steps * options.batch_size  # images
-    total = run.step * options.batch_size + (last - run.epoch) * per_epoch
-    try:
-        with (
-            closing(RunLog(out, run)) as log,
-            tqdm(initial=run.step * options.batch_size, total=total, unit="img", disable=None) as bar,
-        ):
-            if not run.epoch:
-                plot_weights(run, out)
-            while run.epoch < last:
-                times = [time.perf_counter()]
-                bar.set_description(f"epoch {run.epoch + 1}/{last}")
-                for row in train_epoch(run, images, steps, options):
-                    bar.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN if name in row}, refresh=False)
-                    bar.update(row["step"] * options.batch_size - bar.n)
-                    log.add(row)
-                times.append(time.perf_counter())
-                samples = run.average_g.generate(SHEET, options.seed)
-                measured = {"diversity": pixel_spread(samples) / max(spread, 1e-6)}
-                if options.multitask:
-                    *values, confusion = validate(run.average_d, validation)
-                    measured |= zip(VALIDATION_MEASURES, values, strict=True)
-                log.add_epoch(epoch_row(run, measured, per_epoch, times[1] - times[0]))
-                draw_epoch(run, out, samples, options, log, last=run.epoch == last)
-                if options.multitask and run.epoch == last:
-                    log.add_picture("validation/confusion_matrix", plot_confusion(confusion, classes, out))
-                times.append(time.perf_counter())
-                save_run(run, out, facts, numbered=run.epoch % options.save_every == 0 or run.epoch == last)
-                times.append(time.perf_counter())
-                seconds += np.diff(times)
-                tqdm.write(epoch_line(run.epochs[-1], last, (last - run.epoch) * (times[-1] - times[0])))
-    except KeyboardInterrupt:
-        if not (out / "checkpoints" / "last.pt").exists():
-            raise UserError("interrupted before the first epoch was saved", status=130) from None
-        rerun = f"python rollnumber_04.py --resume --out {out}"
-        raise UserError(f"interrupted; go on from the last whole epoch with: {rerun}", status=130) from None
-    save_gif(out)
-    parts = ", ".join(f"{part} {clock(s)}" for part, s in zip(("training", "pictures", "saving"), seconds, strict=True))
-    speed = (run.step - first_step) * options.batch_size / seconds[0]
-    print(f"done       {run.step - first_step:,} steps in {clock(time.perf_counter() - start)}: {parts}")
-    print(f"           {speed:,.0f} images/s while training; peak memory {peak_memory(device)}")
+    last = run.epoch + 1 if options.dry_run else options.epochs
+    steps = 1 if options.dry_run else len(images.pixels) // options.batch_size
+    length = f"{last} epochs of {steps:,} steps" + (f", {run.step:,} steps done" if run.step else "")
+    announce(run, images, validation, facts, length, options.out)
+    with open_run_folder(options.out, is_new), noted_signals() as signals:
+        try:
+            parts = run_epochs(run, on_device(images, device), validation, facts, last, options, lambda: bool(signals))
+        except OSError as error:  # a full disk, a folder that has become read-only: no training without saving
+            where = f"stopped at step {run.step:,}, for {error.filename or options.out} cannot be written"
+            raise UserError(f"{where} ({error.strerror or error}); {what_is_saved(options.out)}", 1) from None
+        except torch.OutOfMemoryError:
+            fits = fitting_batch(options, channels, device, run.bf16, classes)
+            advice = f"{fits} fits; {what_is_saved(options.out)} --batch-size {fits}"
+            advice = advice if fits else "no smaller one fits either: lower --image-size or --width-*"
+            raise UserError(f"--batch-size {options.batch_size}: not enough memory on {device}; {advice}") from None
+        if run.epoch < last:
+            what = f"interrupted at step {run.step:,}, epoch {run.epoch + 1}"
+            raise UserError(f"{what}; {what_is_saved(options.out)}", 128 + signals[0])
+    spent = ", ".join(f"{part} {clock(seconds)}" for part, seconds in parts.items())
+    print(f"done       {run.step:,} steps; this time {clock(time.perf_counter() - start)}: {spent}")
+    print(f"           peak memory {peak_memory(device)}")
     for name in averages(run):
-        print(f"{name:10} {out / f'{name}.safetensors'}")
-    return out
+        print(f"{name:10} {options.out / f'{name}.safetensors'}")
+    return options.out
 
 
-def announce(run: Run, images: Images, validated: str, facts: dict[str, Any], length: str, out: Path) -> None:
+def run_epochs(
+    run: Run,
+    images: Images,
+    validation: Images | None,
+    facts: dict[str, Any],
+    last: int,
+    options: argparse.Namespace,
+    stop: Callable[[], bool],
+) -> dict[str, float]:
+    """Train, measure, draw and save until epoch `last` is done or `stop` says so; returns the seconds of each part.
+
+    A run that is stopped is saved between two steps. Raises UserError for what is not finite, and OSError.
+    """
+    out, batch, count = options.out, options.batch_size, len(images.pixels)
+    limit = batch if options.dry_run else count  # images of an epoch
+    seconds = dict.fromkeys(("training", "pictures", "saving"), 0.0)
+    write_whole(out / "options.json", json.dumps(facts, indent=2).encode())
+    spread = pixel_spread(images.pixels[epoch_order(count, 0, 0)[:2000].to(images.pixels.device)].cpu())
+    total = run.step * batch + (last - run.epoch) * (limit // batch * batch) - run.seen
+    with (
+        closing(RunLog(out, run)) as log,
+        tqdm(initial=run.step * batch, total=total, unit="img", disable=None) as bar,
+    ):
+        if not run.step:  # from here on there is something to resume from
+            save_run(run, out, facts, numbered=False)
+            plot_weights(run, out)
+        while run.epoch < last:
+            times = [time.perf_counter()]
+            bar.set_description(f"epoch {run.epoch + 1}/{last}")
+            for row in train_epoch(run, images, limit, options, stop):
+                bar.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN if name in row}, refresh=False)
+                bar.update(row["step"] * batch - bar.n)
+                log.add(row)
+            times.append(time.perf_counter())
+            if run.seen + batch <= limit:  # stopped
+                save_run(run, out, facts, numbered=False)
+                break
+            run.epoch += 1
+            samples = run.average_g.generate(SHEET, options.seed)
+            measured = {"diversity": pixel_spread(samples) / max(spread, 1e-6)}
+            if validation:
+                *values, confusion = validate(run.average_d, validation)
+                measured = dict(zip(VALIDATION_MEASURES, values, strict=True)) | measured
+            row = epoch_row(run, measured, options.loss)
+            log.add_epoch(row)
+            if row["warning"]:
+                tqdm.write(f"warning: epoch {run.epoch}: {row['warning']}")
+            draw_epoch(run, out, samples, options, log, last=run.epoch == last)
+            if validation and run.epoch == last:
+                classes = run.discriminator.architecture["classes"]
+                log.add_picture("validation/confusion_matrix", plot_confusion(confusion, classes, out))
+            run.seen, run.seconds = 0, 0.0
+            times.append(time.perf_counter())
+            save_run(run, out, facts, numbered=run.epoch % options.save_every == 0 or run.epoch == last)
+            times.append(time.perf_counter())
+            for part, time_spent in zip(seconds, np.diff(times), strict=True):
+                seconds[part] += time_spent
+            tqdm.write(epoch_line(row, last, (last - run.epoch) * (times[-1] - times[0])))
+    return seconds
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Note Ctrl-C and SIGTERM instead of dying of them, so that the run can end its step and save; the second ends it.
+
+    Yields the list of the signals that have come.
+    """
+    signals: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if signals:
+            raise Stopped(number)
+        signals.append(number)
+        os.write(2, b"\nsaving after this step; once more to stop at once\n")  # print is not safe in here
+
+    if threading.current_thread() is not threading.main_thread():  # only it is told of signals
+        yield signals
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def what_is_saved(out: Path) -> str:
+    """How to go on with a run that has stopped."""
+    if not (out / "checkpoints" / "last.pt").exists():
+        return "nothing was saved yet"
+    return f"go on from what is saved with: python rollnumber_04.py --resume --out {shlex.quote(str(out))}"
+
+
+def fitting_batch(
+    options: argparse.Namespace, channels: int, device: torch.device, bf16: bool, classes: Sequence[str]
+) -> int:
+    """The largest of half, a quarter … of the batch size with which a step fits into the device's memory; or 0."""
+    batch = options.batch_size
+    while (batch := batch // 2) >= 2:
+        try:
+            run = make_run(options, channels, device, bf16, classes)
+            real = torch.zeros(batch, channels, options.image_size, options.image_size, device=device)
+            train_step(run, real, options, torch.zeros(batch, dtype=torch.int64, device=device) if classes else None)
+            return batch
+        except torch.OutOfMemoryError:
+            pass  # half of it, then
+    return 0
+
+
+def announce(
+    run: Run, images: Images, validation: Images | None, facts: dict[str, Any], length: str, out: Path
+) -> None:
     """A run's first lines: device, precision, data, networks, what is trained and how long, seed, output folder."""
     count, height, width, channels = images.pixels.shape
     colours, classes = "grey" if channels == 1 else "colour", len(images.classes)
     kind = f"{colours} images of {height}×{width}" + (f" in {classes} classes" if classes else ", no labels")
     print(f"device     {facts['device_name']}, {facts['precision']}, torch {facts['versions']['torch']}")
     print(f"data       {facts['data'] or 'shapes'}: {count:,} {kind}")
-    if validated:
-        print(f"validation {validated}")
+    if validation:
+        source = "images held out" if facts["validation_split"] else "test images"
+        print(f"validation {len(validation.pixels):,} {source}")
     of_head = count_parameters(run.discriminator.head) if run.discriminator.head is not None else 0
     of_d = f"D {count_parameters(run.discriminator) - of_head:,}"
     with_head = f", its classification head {of_head:,}" if of_head else ""
@@ -1936,8 +2234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             {"generate": generate, "classify": classify}[command](build_parser(command).parse_args(argv))
     except UserError as error:
         return complain(str(error), error.status)
-    except KeyboardInterrupt:
-        return complain("interrupted", 130)
+    except KeyboardInterrupt as stop:
+        return complain("interrupted", 128 + (stop.args[0] if stop.args else signal.SIGINT))
     except BrokenPipeError:  # what reads the output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

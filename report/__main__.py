@@ -40,9 +40,11 @@ def script(*words: str | Path, **options: Any) -> subprocess.Popen:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a csv of numbers."""
+    """The rows of a run's table, less its column of words."""
     with open(path, newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [
+            {name: float(value) for name, value in row.items() if name != "warning"} for row in csv.DictReader(file)
+        ]
 
 
 def complete(out: Path, words: str, deadline: float) -> None:

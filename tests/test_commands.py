@@ -200,7 +200,7 @@ def test_resume_refuses_other_shapes_and_takes_other_rates(trained, tmp_path, ca
     assert "--width-g 4" in message
     save_all(np.repeat(pictures(16)[..., :1], 3, axis=3), tmp_path / "grey")
     assert gan.main(["--resume", last, "--data", str(tmp_path / "grey"), "--epochs", "3"]) == 2
-    assert "has not the shape that options and data ask for" in capsys.readouterr().err
+    assert "has not the shape that it should, by the options and the data" in capsys.readouterr().err
     options = gan.parse_options(["--resume", last, "--lr-g", "0.001"])
     assert "note: --lr-g 0.0002 in the checkpoint, 0.001 now" in capsys.readouterr().out
     run = gan.make_run(options, 3, torch.device("cpu"), False)
@@ -234,11 +234,11 @@ def test_a_checkpoint_from_another_kind_of_device(trained, capsys):
     out, _ = trained
     options = gan.parse_options(["--resume", str(out)])
     saved = gan.load_checkpoint(options.resume)
-    saved["rng"] = {"device": "cuda", "state": torch.zeros(16, dtype=torch.uint8)}
+    saved["rng"] = {"device": "cuda", "noise": torch.zeros(16, dtype=torch.uint8)}
     run = gan.make_run(options, 3, torch.device("cpu"), False)
     gan.restore(run, saved, options)
     assert run.step == 8
-    assert "note: the checkpoint is from a cuda device" in capsys.readouterr().out
+    assert "note: the checkpoint is from another kind of device" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["--flip", "--precision", "bf16"], ["--optimizer", "sgd", "--loss", "bce"]])
@@ -284,7 +284,7 @@ def test_a_grey_run_end_to_end_with_sparse_sheets_and_checkpoints(tmp_path):
     words += ["--sample-every", "3", "--width-g", "1", "--width-d", "1", "--out", str(tmp_path / "run")]
     out = gan.train(gan.parse_options([*TOY, *words]))
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["epoch_0003.pt", "epoch_0004.pt", "last.pt"]
-    assert [p.name for p in gan.by_epoch(out / "samples", ".png")] == ["epoch_0003.png", "epoch_0004.png"]
+    assert [p.name for p in gan.by_epoch(out / "samples", ".png", 4)] == ["epoch_0003.png", "epoch_0004.png"]
     drawn = [f"generator_epoch_{epoch:04d}.png" for epoch in (0, 1, 2, 4)]
     assert sorted(p.name for p in (out / "weights").glob("generator*")) == drawn
     assert gan.load_generator(out / "generator.safetensors").generate(3).shape == (3, 8, 8)
@@ -295,7 +295,9 @@ def test_a_grey_run_end_to_end_with_sparse_sheets_and_checkpoints(tmp_path):
 def test_epochs_are_ordered_by_number(tmp_path):
     for epoch in (1, 9990, 10000):
         (tmp_path / f"epoch_{epoch:04d}.pt").touch()
-    assert [p.stem for p in gan.by_epoch(tmp_path, ".pt")] == ["epoch_0001", "epoch_9990", "epoch_10000"]
+    (tmp_path / "epoch_best.pt").touch()
+    assert [p.stem for p in gan.by_epoch(tmp_path, ".pt", 10**6)] == ["epoch_0001", "epoch_9990", "epoch_10000"]
+    assert [p.stem for p in gan.by_epoch(tmp_path, ".pt", 9990)] == ["epoch_0001", "epoch_9990"]
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
@@ -361,7 +363,7 @@ def test_a_terminal_shows_a_bar_and_ctrl_c_says_how_to_go_on(tmp_path):
     reader.start()
     try:
         deadline = time.monotonic() + 120
-        while b"img/s" not in b"".join(shown) or not (tmp_path / "run" / "checkpoints" / "last.pt").exists():
+        while b"d_loss=" not in b"".join(shown) or b"img/s" not in b"".join(shown):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -375,7 +377,8 @@ def test_a_terminal_shows_a_bar_and_ctrl_c_says_how_to_go_on(tmp_path):
     assert "d_loss=" in text
     assert "Traceback" not in text
     assert f"with: python rollnumber_04.py --resume --out {tmp_path / 'run'}" in text
-    assert gan.load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["epoch"] >= 1
+    assert "interrupted at step " in text
+    assert gan.load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"] > 0
 
 
 @pytest.mark.parametrize(
@@ -419,9 +422,12 @@ def test_a_run_goes_on_from_another_folder(class_folders, tmp_path, monkeypatch,
 
 
 def test_two_runs_cannot_take_one_folder(tmp_path):
-    gan.open_run_folder(tmp_path / "run", is_new=True)
-    with pytest.raises(gan.UserError, match="another run has just taken it"):
-        gan.open_run_folder(tmp_path / "run", is_new=True)
+    with gan.open_run_folder(tmp_path / "run", is_new=True):
+        for is_new, message in ((True, "another run has just taken it"), (False, "another run is writing to it")):
+            with pytest.raises(gan.UserError, match=message), gan.open_run_folder(tmp_path / "run", is_new):
+                raise AssertionError("it was let in")
+    with gan.open_run_folder(tmp_path / "run", is_new=False):
+        assert (tmp_path / "run" / "samples").is_dir()
 
 
 def test_too_little_memory_is_a_sentence(capsys, monkeypatch):

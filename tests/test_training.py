@@ -228,6 +228,8 @@ def test_it_learns_the_colours_of_its_data(tmp_path):
 def test_a_number_that_is_not_finite_stops_the_run(tmp_path):
     data = save_all(pictures(16), tmp_path / "data")
     words = ["--data", str(data), "--out", str(tmp_path / "run"), "--epochs", "3", "--optimizer", "sgd", "--lr-d", "10"]
-    with pytest.raises(gan.UserError, match=r"is (nan|inf|-inf) at step") as stop:
+    with pytest.raises(
+        gan.UserError, match=r"_loss is not finite at step \d+, epoch \d+; the last checkpoint is whole"
+    ) as stop:
         gan.train(gan.parse_options([*TOY, *words, "--lr-g", "10", "--epochs", "200", "--beta1", "0.99"]))
     assert stop.value.status == 1
