@@ -40,7 +40,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -863,6 +863,21 @@ class Run:
     epochs: list[dict[str, float]] = field(default_factory=list)
 
     @property
+    def networks(self) -> dict[str, Generator | Discriminator]:
+        """The networks that are trained."""
+        return {"generator": self.generator, "discriminator": self.discriminator}
+
+    @property
+    def averages(self) -> dict[str, Generator | Discriminator]:
+        """The averaged networks: G, and a D that classifies."""
+        return {"generator": self.average_g} | ({"discriminator": self.average_d} if self.average_d is not None else {})
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimizers by their networks."""
+        return {"generator": self.optimizer_g, "discriminator": self.optimizer_d}
+
+    @property
     def measures(self) -> tuple[str, ...]:
         """What each step measures: with a classification head, its loss and accuracy too."""
         return MEASURES + CLASS_MEASURES if self.discriminator.head is not None else MEASURES
@@ -1087,14 +1102,6 @@ def diverged(run: Run) -> str:
     return f"{run.measures[first]} is not finite at step {step:,}, epoch {run.epoch + 1}; {ADVICE}"
 
 
-def check_weights(run: Run) -> None:
-    """Raise UserError (status 1) if a weight is not finite, as after a gradient that was not: never save such a run."""
-    for name, network in (("G", run.generator), ("D", run.discriminator)):
-        if not all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values()):
-            where = f"at step {run.step:,}, epoch {run.epoch + 1}"
-            raise UserError(f"{name}'s weights are not finite {where}, since a gradient was not; {ADVICE}", 1)
-
-
 def validate(discriminator: Discriminator, validation: Images) -> tuple[float, float, np.ndarray]:
     """Loss and accuracy of the classification head on a whole set, and its confusion matrix (true × predicted)."""
     logits = discriminator.classify(validation.pixels).cpu()
@@ -1225,7 +1232,13 @@ def save_gif(out: Path, last: int, most: int = 100) -> None:
     """`samples/progress.gif`: the sheets of the epochs up to `last`, evenly thinned to at most `most` frames."""
     paths = by_epoch(out / "samples", ".png", last)
     paths = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int))]
-    first, *others = [Image.open(path).convert("RGB").quantize(128) for path in paths]
+    frames = []
+    for path in paths:
+        try:
+            frames.append(Image.open(path).convert("RGB").quantize(128))
+        except OSError as error:  # Pillow's for damage, such as a power cut leaves
+            print(f"note: {path} is left out of progress.gif ({complaint(error)})")
+    first, *others = frames
     milliseconds = [150] * len(others) + [2000]
     path = out / "samples" / "progress.gif"
     first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
@@ -1336,7 +1349,7 @@ def plot_weights(run: Run, out: Path) -> None:
     """`weights/<network>_epoch_N.png`: the layer at the pixels as filters, the others as kernels, a histogram each."""
     from matplotlib.figure import Figure
 
-    for title, network in (("generator", run.generator), ("discriminator", run.discriminator)):
+    for title, network in run.networks.items():
         layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
         at_pixels = layers[-1 if network is run.generator else 0]
         inch = 1 / (2.3 * len(layers))  # of the figure's height; fixed margins, for a layout engine would draw it twice
@@ -1378,7 +1391,8 @@ FIXED_OPTIONS = {  # that a resumed run cannot change, and what of the checkpoin
 
 def refuse_folder(out: Path, data: Path | None) -> None:
     """Raise UserError if `out` cannot be a new run's folder: not empty, not a folder, not writable, among the data."""
-    if os.path.isdir(out) and os.listdir(out):
+    begun = os.path.isfile(out / ".lock") and not holds_checkpoint(out)  # by a run that was killed before it saved
+    if os.path.isdir(out) and os.listdir(out) and not begun:
         raise UserError(f"--out {out}: already holds a run or other files; name a new folder, or --resume to go on")
     above = next(path for path in (out, *out.parents) if os.path.exists(path))
     if not os.path.isdir(above) or not os.access(above, os.W_OK):
@@ -1387,21 +1401,25 @@ def refuse_folder(out: Path, data: Path | None) -> None:
         raise UserError(f"--out {out}: lies inside the data, {data}, whose images it would join; name another folder")
 
 
+def holds_checkpoint(out: Path) -> bool:
+    """Whether there is anything to resume from in a run's folder."""
+    return any((out / "checkpoints").glob("*.pt"))
+
+
 @contextmanager
 def open_run_folder(out: Path, is_new: bool) -> Iterator[None]:
     """Make the run's folder and its parts, and keep other runs out of it; the lock ends with the process."""
     try:
-        (out / "checkpoints").mkdir(parents=True, exist_ok=not is_new)
-        for part in ("samples", "plots", "weights", "tensorboard"):
-            (out / part).mkdir(exist_ok=True)
+        for part in ("checkpoints", "samples", "plots", "weights", "tensorboard"):
+            (out / part).mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock").acquire(timeout=0)
-    except FileExistsError:
-        raise UserError(f"--out {out}: another run has just taken it; name another folder") from None
     except Timeout:
         raise UserError(f"--out {out}: another run is writing to it; wait for its end or name another folder") from None
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from None
+        raise UserError(f"--out {out}: {error.strerror}: {error.filename}") from None
     with lock:
+        if is_new and holds_checkpoint(out):
+            raise UserError(f"--out {out}: another run has just taken it; name another folder")
         yield
 
 
@@ -1428,9 +1446,9 @@ def write_whole(path: Path, data: bytes) -> None:
 def snapshot(run: Run) -> dict[str, Any]:
     """All that a run is, as tensors and plain containers."""
     return {
-        "networks": {"generator": run.generator.state_dict(), "discriminator": run.discriminator.state_dict()},
-        "average": {name: network.state_dict() for name, network in averages(run).items()},
-        "optimizers": {"generator": run.optimizer_g.state_dict(), "discriminator": run.optimizer_d.state_dict()},
+        "networks": {name: network.state_dict() for name, network in run.networks.items()},
+        "average": {name: network.state_dict() for name, network in run.averages.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in run.optimizers.items()},
         "rng": {
             "device": run.rng.device.type,
             "noise": run.rng.get_state(),
@@ -1445,27 +1463,24 @@ def snapshot(run: Run) -> dict[str, Any]:
 def save_run(run: Run, out: Path, facts: dict[str, Any], numbered: bool) -> None:
     """Write the models, if `numbered` `checkpoints/epoch_NNNN.pt` (the newest `keep` stay), and `last.pt`.
 
-    last.pt comes last, so that what a crash leaves out is written when the run goes on. Raises OSError.
+    last.pt comes last, so that what a crash leaves out is written when the run goes on. Raises OSError, and UserError
+    (status 1) instead of saving numbers that are not finite, as after a gradient that was not.
     """
-    check_weights(run)
-    architecture = {"generator": run.generator.architecture, "discriminator": run.discriminator.architecture}
+    state = snapshot(run)
+    if wrong := difference(state, state, "state"):
+        raise UserError(f"{wrong} at step {run.step:,}, epoch {run.epoch + 1}; {ADVICE}", 1)
+    architecture = {name: network.architecture for name, network in run.networks.items()}
     stream = io.BytesIO()
-    torch.save({"format": CHECKPOINT_FORMAT, "options": facts, "architecture": architecture, **snapshot(run)}, stream)
+    torch.save({"format": CHECKPOINT_FORMAT, "options": facts, "architecture": architecture, **state}, stream)
     passed_on = ("loss", "seed", "batch_size", "data_fingerprint", "versions")
     training = {"epoch": run.epoch, "step": run.step} | {name: facts[name] for name in passed_on}
-    for name, network in averages(run).items():
+    for name, network in run.averages.items():
         save_model(out / f"{name}.safetensors", {name: network}, training)
     if numbered:
         write_whole(out / "checkpoints" / f"epoch_{run.epoch:04d}.pt", stream.getvalue())
         for old in by_epoch(out / "checkpoints", ".pt", run.epoch)[: -facts["keep"]]:
-            old.unlink()
+            old.unlink(missing_ok=True)
     write_whole(out / "checkpoints" / "last.pt", stream.getvalue())
-
-
-def averages(run: Run) -> dict[str, Generator | Discriminator]:
-    """The averaged networks by name: G, and a D that classifies."""
-    found = {"generator": run.average_g, "discriminator": run.average_d}
-    return {name: network for name, network in found.items() if network is not None}
 
 
 def default_rng(device: torch.device) -> tuple[Callable[[], Tensor], Callable[[Tensor], None]]:
@@ -1497,11 +1512,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a checkpoint of this program: it holds more than tensors and numbers") from None
     except Exception as error:  # a damaged archive may fail in any of its parts, with any exception
         raise UserError(f"{path}: not a whole checkpoint ({complaint(error)})"[:300]) from None
-    if not isinstance(saved, dict) or saved.get("format") != CHECKPOINT_FORMAT:
-        raise UserError(f"{path}: not a checkpoint of this program and version")
-    for name, kind in {**dict.fromkeys(PARTS, dict), **COUNTERS}.items():
-        if type(saved.get(name)) is not kind or (kind is not dict and not 0 <= saved[name] < 2**62):
-            raise UserError(f"{path}: not a whole checkpoint: its {name} is missing or wrong")
+    kinds = {"format": str, **dict.fromkeys(PARTS, dict), **COUNTERS}
+    if missing := [name for name in kinds if not isinstance(saved, dict) or name not in saved]:
+        raise UserError(f"{path}: not a checkpoint of this program: it lacks {', '.join(missing)}")
+    if saved["format"] != CHECKPOINT_FORMAT:
+        raise UserError(f"{path}: not a checkpoint of this version of the program, {CHECKPOINT_FORMAT!r}")
+    for name, kind in kinds.items():
+        if type(saved[name]) is not kind or (name in COUNTERS and not 0 <= saved[name] < 2**62):
+            raise UserError(f"{path}: not a whole checkpoint: its {name} is wrong")
     return saved
 
 
@@ -1514,29 +1532,31 @@ def difference(found: Any, expected: Any, name: str) -> str:
     if isinstance(expected, Tensor):
         if not isinstance(found, Tensor) or (found.shape, found.dtype) != (expected.shape, expected.dtype):
             return f"its {name} has not the shape that it should"
+        if found.layout is not torch.strided or found.is_meta or found.untyped_storage().nbytes() < found.nbytes:
+            return f"its {name} holds fewer numbers than it claims"
         return "" if found.isfinite().all() else f"its {name} holds numbers that are not finite"
     return "" if type(found) is type(expected) else f"its {name} is wrong"
 
 
-def check_checkpoint(
-    saved: dict[str, Any], path: Path, options: argparse.Namespace, channels: int, classes: Sequence[str]
-) -> None:
-    """Raise UserError unless a checkpoint holds a run of these options, before anything of its size is built."""
-    of_d = saved["architecture"].get("discriminator")
-    if not isinstance(of_d, dict) or of_d.get("classes") != [*classes]:
-        raise UserError(f"{path}: its classes are not those of the data, {', '.join(classes)}"[:300])
+def check_checkpoint(saved: dict[str, Any], path: Path, options: argparse.Namespace) -> None:
+    """Raise UserError unless a checkpoint holds a run of its own options, before anything of its size is built."""
+    of = {name: checked_architecture(path, name, saved["architecture"].get(name)) for name in NETWORKS}
+    channels, classes = of["generator"]["channels"], of["discriminator"]["classes"] if options.multitask else ()
+    if options.image_size not in SIZES:
+        raise UserError(f"{path}: its options are wrong: --image-size {options.image_size}")
     with torch.device("meta"):  # shapes without memory
         networks = dict(zip(NETWORKS, make_networks(options, channels, classes), strict=True))
         states = {name: network.state_dict() for name, network in networks.items()}
-        averaged = {name: state for name, state in states.items() if name == "generator" or classes}
         sums = torch.zeros(len(MEASURES + CLASS_MEASURES if classes else MEASURES))
-    wrong = difference(saved["networks"], states, "networks") or difference(saved["average"], averaged, "average")
-    wrong = wrong or difference(saved["sums"], {"totals": sums, "finite": sums}, "sums")
-    if not wrong and saved["options"]["optimizer"] == options.optimizer:
-        for name, network in networks.items():
-            wrong = wrong or optimizer_difference(saved["optimizers"].get(name), network, options)
+    averaged = {name: state for name, state in states.items() if name == "generator" or classes}
+    if wrong := next((name for name, network in networks.items() if network.architecture != of[name]), ""):
+        raise UserError(f"{path}: its {wrong} is not that of its options")
+    expected = {"networks": states, "average": averaged, "sums": {"totals": sums, "finite": sums}}
+    wrong = next((said for part in expected if (said := difference(saved[part], expected[part], part))), "")
+    for name, network in networks.items():
+        wrong = wrong or optimizer_difference(saved["optimizers"].get(name), network, options)
     if wrong:
-        raise UserError(f"{path}: {wrong}, by the options and the data")
+        raise UserError(f"{path}: {wrong}")
 
 
 def optimizer_difference(found: Any, network: nn.Module, options: argparse.Namespace) -> str:
@@ -1557,13 +1577,19 @@ def optimizer_difference(found: Any, network: nn.Module, options: argparse.Names
 
 
 def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> None:
-    """Put a checkpoint's state into a new run; learning rates and the like come from the options, not from the file."""
-    for name, network in (("generator", run.generator), ("discriminator", run.discriminator)):
+    """Put a checked checkpoint's state into a new run; learning rates and the like come from the options."""
+    channels, classes = (run.discriminator.architecture[key] for key in ("channels", "classes"))
+    of_d = saved["architecture"]["discriminator"]
+    if of_d["classes"] != classes:
+        raise UserError(f"{options.resume}: its classes are not those of the data, {', '.join(classes)}"[:300])
+    if of_d["channels"] != channels:
+        raise UserError(f"{options.resume}: its images have {of_d['channels']} channels, those of the data {channels}")
+    for name, network in run.networks.items():
         network.load_state_dict(saved["networks"][name])
-    for name, network in averages(run).items():
+    for name, network in run.averages.items():
         network.load_state_dict(saved["average"][name])
-    if saved["options"]["optimizer"] == options.optimizer:
-        for name, optimizer in (("generator", run.optimizer_g), ("discriminator", run.optimizer_d)):
+    if saved["options"].get("optimizer", options.optimizer) == options.optimizer:
+        for name, optimizer in run.optimizers.items():
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": saved["optimizers"][name]["state"], "param_groups": groups})
     for name in COUNTERS:
@@ -1577,14 +1603,19 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
         setattr(run, name, rows)
     if run.seen and not run.waiting and not any(row["epoch"] == run.epoch + 1 for row in run.log):
         raise UserError(f"{options.resume}: its history lacks the epoch under way")
-    if saved["rng"].get("device") == run.rng.device.type:
-        if wrong := difference(saved["rng"], snapshot(run)["rng"], "rng"):
-            raise UserError(f"{options.resume}: {wrong}")
-        run.rng.set_state(saved["rng"]["noise"])
-        default_rng(run.rng.device)[1](saved["rng"]["dropout"])
-    else:
+    if saved["rng"].get("device") != run.rng.device.type:
         run.rng.manual_seed(options.seed + 1 + run.step)
         print("note: the checkpoint is from another kind of device; the noise goes on from another state")
+        return
+    wrong = difference(saved["rng"], snapshot(run)["rng"], "rng")
+    try:
+        if not wrong:
+            run.rng.set_state(saved["rng"]["noise"])
+            default_rng(run.rng.device)[1](saved["rng"]["dropout"])
+    except RuntimeError as error:  # of the right size, and yet no state
+        wrong = f"its rng is wrong ({error})"
+    if wrong:
+        raise UserError(f"{options.resume}: {wrong}")
 
 
 def is_table(rows: Any, columns: Sequence[str], last: int) -> bool:
@@ -1592,10 +1623,11 @@ def is_table(rows: Any, columns: Sequence[str], last: int) -> bool:
     if not isinstance(rows, list) or not all(isinstance(row, dict) and tuple(row) == columns for row in rows):
         return False
     kinds = {name: str if name == "warning" else int | float for name in columns}
+    if not all(isinstance(row[name], kind) for row in rows for name, kind in kinds.items()):
+        return False
     steps = [0, *(row["step"] for row in rows), last + 1]
-    return all(isinstance(row[name], kind) for row in rows for name, kind in kinds.items()) and all(
-        before < after for before, after in pairwise(steps)
-    )
+    numbers = (row[name] for row in rows for name in columns if name != "warning")
+    return all(abs(value) < 2**62 for value in numbers) and all(before < after for before, after in pairwise(steps))
 
 
 # What a file may say of a network, checked before it is built: a false header must not allocate anything.
@@ -1615,6 +1647,15 @@ def is_class_name(name: Any) -> bool:
 
 
 NETWORKS = {"generator": Generator, "discriminator": Discriminator}
+
+
+def checked_architecture(path: str | Path, name: str, architecture: Any) -> dict[str, Any]:
+    """What a file says of a network, if it is one that can be made here. Raises UserError."""
+    if not isinstance(architecture, dict) or architecture.keys() != inspect.signature(NETWORKS[name]).parameters.keys():
+        raise UserError(f"{path}: does not say what {name} its weights are of")
+    if not all(LIMITS[key](value) for key, value in architecture.items()):
+        raise UserError(f"{path}: its {name} is not one that is made here: {str(architecture)[:200]}")
+    return architecture
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Generator:
@@ -1638,7 +1679,7 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != MODEL_FORMAT:
-                    raise UserError(f"{path}: not a model of this program")
+                    raise UserError(f"{path}: not a model of this program: its metadata lack format {MODEL_FORMAT!r}")
                 architectures = json.loads(metadata["architecture"])
                 if not isinstance(architectures, dict) or name not in architectures:
                     raise UserError(f"{path}: holds no {name}")
@@ -1648,10 +1689,7 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
         except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError):
             raise UserError(f"{path}: neither a .safetensors model nor a checkpoint, or damaged") from None
     kind = NETWORKS[name]
-    if not isinstance(architecture, dict) or architecture.keys() != inspect.signature(kind).parameters.keys():
-        raise UserError(f"{path}: does not say what {name} its weights are of")
-    if not all(LIMITS[key](value) for key, value in architecture.items()):
-        raise UserError(f"{path}: its {name} is not one that is made here: {str(architecture)[:200]}")
+    checked_architecture(path, name, architecture)
     with torch.device("meta"):
         expected = kind(**architecture).state_dict()
     if wrong := difference(weights, expected, name):
@@ -1703,8 +1741,8 @@ def number(kind: type, low: float, high: float, open_low: bool = False) -> Calla
 
 def some_path(text: str) -> Path:
     """An argparse type: a path, but not the empty one of a shell's unset variable, which Path takes for this folder."""
-    if not text:
-        raise argparse.ArgumentTypeError("is empty")
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError("is empty" if not text else "is no path")
     return Path(text)
 
 
@@ -1807,38 +1845,46 @@ def parse_options(argv: Sequence[str] = ()) -> argparse.Namespace:
     """
     parser = build_parser()
     given = parser.parse_args(argv)
-    defaults = PRESETS[given.preset]
-    if given.resume is not None:
-        for flag in ("dry_run", "download"):
-            if getattr(given, flag):
-                raise UserError(f"--{flag.replace('_', '-')}: does not go with --resume")
-        path, saved = find_checkpoint(given)
-        described = {name: value for name, value in saved["options"].items() if name in plain(given)}
-        try:
-            checked = parser.parse_args(command_line(described))
-        except UserError as error:
-            raise UserError(f"{path}: its options are wrong: {error}"[:300]) from None
-        defaults = {name: getattr(checked, name) for name in described}
-    parser.set_defaults(**defaults)
-    options = parser.parse_args(argv)
+    parser.set_defaults(**PRESETS[given.preset], saved=None)
     if given.resume is None:
+        options = parser.parse_args(argv)
         options.out = options.out or Path("runs", time.strftime(f"{options.preset}-%Y%m%d-%H%M%S"))
     else:
-        options.resume = path
-        if options.out is None and path.parent.name != "checkpoints":
-            raise UserError(f"--resume {path}: lies in no run's folder; name one with --out")
-        options.out = options.out or path.parent.parent
-        for name, new in plain(options).items():
-            flag, old = "--" + name.replace("_", "-"), described.get(name, new)
-            if new != old and name in FIXED_OPTIONS:
-                raise UserError(f"{flag} {new}: the checkpoint {path} {FIXED_OPTIONS[name]} {flag} {old}")
-            if new != old:
-                print(f"note: {flag} {old} in the checkpoint, {new} now")
+        options = resumed_options(parser, given, argv)
     for name in ("class_weight", "validation_split"):
         if not options.multitask and getattr(options, name) != parser.get_default(name):
             raise UserError(f"--{name.replace('_', '-')}: needs --multitask")
     if options.seed is None:
         options.seed = secrets.randbelow(2**31)
+    return options
+
+
+def resumed_options(
+    parser: argparse.ArgumentParser, given: argparse.Namespace, argv: Sequence[str]
+) -> argparse.Namespace:
+    """A checkpoint's options under those that are given, with its path as `resume` and its contents as `saved`."""
+    for flag in ("dry_run", "download"):
+        if getattr(given, flag):
+            raise UserError(f"--{flag.replace('_', '-')}: does not go with --resume")
+    path, saved = find_checkpoint(given)
+    described = {name: value for name, value in saved["options"].items() if name in plain(given)}
+    words = command_line(described)
+    try:
+        before = parser.parse_args(words)
+    except UserError as error:
+        raise UserError(f"{path}: its options are wrong: {error}"[:300]) from None
+    check_checkpoint(saved, path, before)
+    options = parser.parse_args([*words, *argv])  # what is given last wins
+    options.resume, options.saved = path, saved
+    if options.out is None and path.parent.name != "checkpoints":
+        raise UserError(f"--resume {path}: lies in no run's folder; name one with --out")
+    options.out = options.out or path.parent.parent
+    for name, new in plain(options).items():
+        flag, old = "--" + name.replace("_", "-"), plain(before)[name]
+        if new != old and name in FIXED_OPTIONS:
+            raise UserError(f"{flag} {new}: the checkpoint {path} {FIXED_OPTIONS[name]} {flag} {old}")
+        if new != old:
+            print(f"note: {flag} {old} in the checkpoint, {new} now")
     return options
 
 
@@ -1855,7 +1901,9 @@ def find_checkpoint(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
             raise UserError(f"--resume: there is no checkpoint {path}")
         return path, load_checkpoint(path)
     first = path / "checkpoints" / "last.pt"
-    others = sorted((path / "checkpoints").glob("epoch_*.pt"), key=os.path.getmtime, reverse=True)
+    others = sorted(
+        (path / "checkpoints").glob("epoch_*.pt"), key=lambda file: (os.path.getmtime(file), file), reverse=True
+    )
     candidates = [file for file in (first, *others) if file.is_file()]
     for i, file in enumerate(candidates):
         try:
@@ -1869,13 +1917,13 @@ def find_checkpoint(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 
 def command_line(saved: dict[str, Any]) -> list[str]:
     """Saved options as words of a command line, so that a file's values are checked as a user's are."""
-    given = {f"--{name.replace('_', '-')}": value for name, value in saved.items() if value not in (None, False)}
-    return [flag if value is True else f"{flag}={value}" for flag, value in given.items()]
+    given = {name.replace("_", "-"): value for name, value in saved.items() if value is not None and value is not False}
+    return [f"--{flag}" if value is True else f"--{flag}={value}" for flag, value in given.items()]
 
 
 def plain(options: argparse.Namespace) -> dict[str, Any]:
     """The options that describe a run, as plain values: what is written to options.json and into checkpoints."""
-    here_only = ("resume", "dry_run", "out", "download")
+    here_only = ("resume", "saved", "dry_run", "out", "download")
     items = {name: value for name, value in vars(options).items() if name not in here_only}
     return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in items.items()}
 
@@ -1909,7 +1957,7 @@ def train(options: argparse.Namespace) -> Path:
     if options.data is None and not options.download:
         print("training on the built-in shapes, drawn on the fly; --data FOLDER trains on your own images", flush=True)
     device = choose_device(options.device)
-    saved = load_checkpoint(options.resume) if options.resume else None
+    saved = options.saved
     if saved and saved["epoch"] >= options.epochs:
         done = f"{options.resume} has done its {saved['epoch']} epochs"
         print(f"nothing to do: {done}; a larger --epochs goes on from it")
@@ -1921,8 +1969,6 @@ def train(options: argparse.Namespace) -> Path:
         options.data = download(options.download, options.data or Path("data"))
     images, validation, data_fingerprint = load_data(options)
     channels, classes = images.pixels.shape[3], images.classes if options.multitask else ()
-    if saved:
-        check_checkpoint(saved, options.resume, options, channels, classes)
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
@@ -1934,7 +1980,9 @@ def train(options: argparse.Namespace) -> Path:
         restore(run, saved, options)
         if saved["options"].get("data_fingerprint") != data_fingerprint:
             print("note: the data is not what the checkpoint was trained on; its epoch begins again")
-            run.seen = 0
+            run.seen, run.seconds = 0, 0.0
+        if options.validation_split != saved["options"].get("validation_split"):
+            raise UserError(f"--data {options.data}: its test images are gone, on which {options.resume} was validated")
         if run.seen > len(images.pixels):
             raise UserError(f"{options.resume}: has seen more images of its epoch than there are")
     facts = plain(options) | {
@@ -1946,24 +1994,31 @@ def train(options: argparse.Namespace) -> Path:
     steps = 1 if options.dry_run else len(images.pixels) // options.batch_size
     length = f"{last} epochs of {steps:,} steps" + (f", {run.step:,} steps done" if run.step else "")
     announce(run, images, validation, facts, length, options.out)
+    bf16, images = run.bf16, on_device(images, device)
     with open_run_folder(options.out, is_new), noted_signals() as signals:
+        parts = None
         try:
-            parts = run_epochs(run, on_device(images, device), validation, facts, last, options, lambda: bool(signals))
+            parts = run_epochs(run, images, validation, facts, last, options, lambda: bool(signals))
+        except Stopped as stop:
+            raise UserError(f"stopped at once; {what_is_saved(options.out)}", 128 + stop.args[0]) from None
         except OSError as error:  # a full disk, a folder that has become read-only: no training without saving
+            if isinstance(error, BrokenPipeError):
+                raise
             where = f"stopped at step {run.step:,}, for {error.filename or options.out} cannot be written"
             raise UserError(f"{where} ({error.strerror or error}); {what_is_saved(options.out)}", 1) from None
-        except torch.OutOfMemoryError:
-            fits = fitting_batch(options, channels, device, run.bf16, classes)
-            advice = f"{fits} fits; {what_is_saved(options.out)} --batch-size {fits}"
-            advice = advice if fits else "no smaller one fits either: lower --image-size or --width-*"
-            raise UserError(f"--batch-size {options.batch_size}: not enough memory on {device}; {advice}") from None
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if parts is None:  # out here nothing holds what the failed step had in memory
+            del run
+            raise UserError(too_little_memory(options, channels, device, bf16, classes))
         if run.epoch < last:
             what = f"interrupted at step {run.step:,}, epoch {run.epoch + 1}"
             raise UserError(f"{what}; {what_is_saved(options.out)}", 128 + signals[0])
     spent = ", ".join(f"{part} {clock(seconds)}" for part, seconds in parts.items())
     print(f"done       {run.step:,} steps; this time {clock(time.perf_counter() - start)}: {spent}")
     print(f"           peak memory {peak_memory(device)}")
-    for name in averages(run):
+    for name in run.averages:
         print(f"{name:10} {options.out / f'{name}.safetensors'}")
     return options.out
 
@@ -1991,8 +2046,9 @@ def run_epochs(
         closing(RunLog(out, run)) as log,
         tqdm(initial=run.step * batch, total=total, unit="img", disable=None) as bar,
     ):
-        if not run.step:  # from here on there is something to resume from
+        if not holds_checkpoint(out):  # a new run or a branch: from here on there is something to resume from
             save_run(run, out, facts, numbered=False)
+        if not run.step:
             plot_weights(run, out)
         while run.epoch < last:
             times = [time.perf_counter()]
@@ -2031,9 +2087,9 @@ def run_epochs(
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Note Ctrl-C and SIGTERM instead of dying of them, so that the run can end its step and save; the second ends it.
+    """Note Ctrl-C, SIGTERM and a terminal's end instead of dying of them, so that the run can end its step and save.
 
-    Yields the list of the signals that have come.
+    Yields the list of the signals that have come; the second raises Stopped.
     """
     signals: list[int] = []
 
@@ -2041,12 +2097,17 @@ def noted_signals() -> Iterator[list[int]]:
         if signals:
             raise Stopped(number)
         signals.append(number)
-        os.write(2, b"\nsaving after this step; once more to stop at once\n")  # print is not safe in here
+        with suppress(OSError):  # what shows the output, such as `tee`, may have had the same Ctrl-C
+            os.write(2, b"\nsaving after this step; once more to stop at once\n")  # print is not safe in here
 
     if threading.current_thread() is not threading.main_thread():  # only it is told of signals
         yield signals
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in wanted}
+    before = {number: old for number, old in handlers.items() if old not in (signal.SIG_IGN, None)}  # nohup stays nohup
+    for number in before:
+        signal.signal(number, note)
     try:
         yield signals
     finally:
@@ -2061,20 +2122,38 @@ def what_is_saved(out: Path) -> str:
     return f"go on from what is saved with: python rollnumber_04.py --resume --out {shlex.quote(str(out))}"
 
 
-def fitting_batch(
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that there is too little memory, on whichever device; only CUDA has a class for it."""
+    words = ("out of memory", "allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def too_little_memory(
     options: argparse.Namespace, channels: int, device: torch.device, bf16: bool, classes: Sequence[str]
-) -> int:
-    """The largest of half, a quarter … of the batch size with which a step fits into the device's memory; or 0."""
-    batch = options.batch_size
-    while (batch := batch // 2) >= 2:
-        try:
-            run = make_run(options, channels, device, bf16, classes)
-            real = torch.zeros(batch, channels, options.image_size, options.image_size, device=device)
-            train_step(run, real, options, torch.zeros(batch, dtype=torch.int64, device=device) if classes else None)
-            return batch
-        except torch.OutOfMemoryError:
-            pass  # half of it, then
-    return 0
+) -> str:
+    """What to say of a batch that does not fit: the largest of its half, quarter … with which a step does."""
+    batch = options.batch_size // 2
+    while batch >= 2 and not step_fits(batch, options, channels, device, bf16, classes):
+        batch //= 2
+    said = f"--batch-size {options.batch_size}: not enough memory on {device}"
+    if batch < 2:
+        return f"{said}; no smaller one fits either: lower --image-size or --width-*"
+    return f"{said}; {batch} fits; {what_is_saved(options.out)} --batch-size {batch}"
+
+
+def step_fits(
+    batch: int, options: argparse.Namespace, channels: int, device: torch.device, bf16: bool, classes: Sequence[str]
+) -> bool:
+    """Whether a training step with so many images fits into the device's memory."""
+    try:
+        run = make_run(options, channels, device, bf16, classes)
+        real = torch.zeros(batch, channels, options.image_size, options.image_size, device=device)
+        train_step(run, real, options, torch.zeros(batch, dtype=torch.int64, device=device) if classes else None)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def announce(
@@ -2216,7 +2295,8 @@ def clock(seconds: float) -> str:
 
 def complain(sentence: str, status: int) -> int:
     """Say what is wrong in one line, whatever the names in it hold; returns the exit status."""
-    print("rollnumber_04.py:", " ".join(sentence.split()), file=sys.stderr)
+    with suppress(OSError):  # nobody may be listening
+        print("rollnumber_04.py:", " ".join(sentence.split()), file=sys.stderr, flush=True)
     return status
 
 
@@ -2226,6 +2306,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console whose code page has no × must not end a run
+    # TensorBoard's writer has a thread; when a disk is full its error is raised again where the writer is used.
+    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
     command = argv.pop(0) if argv and argv[0] in COMMANDS else "train"
     try:
         if command == "train":
@@ -2242,7 +2324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that has become read-only
         return complain(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return complain(f"not enough memory; lower --image-size, --batch-size or --width-* ({error})"[:300], 2)
     return 0

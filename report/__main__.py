@@ -93,7 +93,7 @@ def mean(rows: list[dict[str, float]], name: str) -> float:
     return float(np.mean([row[name] for row in rows]))
 
 
-def judge(out: Path, classifier: Path, count: int = 2000) -> dict[str, Any]:
+def judge(out: Path, classifier: Path, count: int) -> dict[str, Any]:
     """What a classifier says of samples of a run: the share of each class, and how sure it is."""
     folder = out / "judged.npz"
     if script("generate", out / "generator.safetensors", "--count", str(count), "--out", folder).wait():

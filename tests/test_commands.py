@@ -200,7 +200,7 @@ def test_resume_refuses_other_shapes_and_takes_other_rates(trained, tmp_path, ca
     assert "--width-g 4" in message
     save_all(np.repeat(pictures(16)[..., :1], 3, axis=3), tmp_path / "grey")
     assert gan.main(["--resume", last, "--data", str(tmp_path / "grey"), "--epochs", "3"]) == 2
-    assert "has not the shape that it should, by the options and the data" in capsys.readouterr().err
+    assert "its images have 3 channels, those of the data 1" in capsys.readouterr().err
     options = gan.parse_options(["--resume", last, "--lr-g", "0.001"])
     assert "note: --lr-g 0.0002 in the checkpoint, 0.001 now" in capsys.readouterr().out
     run = gan.make_run(options, 3, torch.device("cpu"), False)
@@ -208,6 +208,28 @@ def test_resume_refuses_other_shapes_and_takes_other_rates(trained, tmp_path, ca
     assert run.optimizer_g.param_groups[0]["lr"] == 0.001
     assert run.optimizer_d.param_groups[0]["lr"] == 0.0002
     assert run.optimizer_g.state_dict()["state"][0]["step"] == 8
+
+
+def test_saved_options_come_back_as_they_were(tmp_path):
+    lowest = "--beta1 0 --beta2 0 --negative-slope 0 --ema 0 --seed 0 --class-weight 0 --flip --multitask --data a=b"
+    for words in (lowest.split(), [], ["--lr-g", "1e-7", "--skip-unreadable"]):
+        options = gan.parse_options(words)
+        again = gan.build_parser().parse_args(gan.command_line(gan.plain(options)))
+        assert gan.plain(again) == gan.plain(options)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "adamw"])
+def test_a_run_at_the_bounds_of_its_options_goes_on_exactly(class_folders, tmp_path, optimizer):
+    lowest = "--beta1 0 --negative-slope 0 --ema 0 --seed 0 --sample-every 9 --precision fp32 --optimizer".split()
+    same = [*TOY, "--data", str(class_folders), *lowest, optimizer, "--save-every", "1"]
+    whole = gan.train(gan.parse_options([*same, "--epochs", "2", "--out", str(tmp_path / "whole")]))
+    gan.train(gan.parse_options([*same, "--epochs", "1", "--out", str(tmp_path / "parts")]))
+    parts = gan.train(gan.parse_options(["--resume", str(tmp_path / "parts"), "--epochs", "2"]))
+    first, second = (gan.load_checkpoint(run / "checkpoints" / "last.pt") for run in (whole, parts))
+    for part in ("networks", "optimizers", "average", "rng"):
+        assert_same(first[part], second[part])
+    again = gan.train(gan.parse_options(["--resume", str(parts), "--epochs", "3", "--beta1", "0.5"]))
+    assert gan.load_checkpoint(again / "checkpoints/last.pt")["epoch"] == 3
 
 
 def test_resume_keeps_out_of_other_folders(trained, tmp_path, capsys):
@@ -422,10 +444,16 @@ def test_a_run_goes_on_from_another_folder(class_folders, tmp_path, monkeypatch,
 
 
 def test_two_runs_cannot_take_one_folder(tmp_path):
+    def refused(is_new, message):
+        with pytest.raises(gan.UserError, match=message), gan.open_run_folder(tmp_path / "run", is_new):
+            raise AssertionError("it was let in")
+
     with gan.open_run_folder(tmp_path / "run", is_new=True):
-        for is_new, message in ((True, "another run has just taken it"), (False, "another run is writing to it")):
-            with pytest.raises(gan.UserError, match=message), gan.open_run_folder(tmp_path / "run", is_new):
-                raise AssertionError("it was let in")
+        for is_new in (True, False):
+            refused(is_new, "another run is writing to it")
+    with gan.open_run_folder(tmp_path / "run", is_new=True):  # the first died before it saved anything
+        (tmp_path / "run" / "checkpoints" / "last.pt").touch()
+    refused(True, "another run has just taken it")
     with gan.open_run_folder(tmp_path / "run", is_new=False):
         assert (tmp_path / "run" / "samples").is_dir()
 

@@ -2,7 +2,6 @@
 
 import pickle
 import random
-import resource
 import zipfile
 from pathlib import Path
 
@@ -81,26 +80,35 @@ def at(saved: dict, place: str, value: object) -> dict:
 PROJECT = "networks/generator/project.weight"
 STATE = "optimizers/generator/state"
 CHANGES = [
-    ("format", "other program 1", "not a checkpoint of this program"),
-    *((part, None, f"its {part} is missing or wrong") for part in (*gan.PARTS, *gan.COUNTERS)),
-    *((part, [1], f"its {part} is missing or wrong") for part in gan.PARTS),
-    ("epoch", -1, "its epoch is missing or wrong"),
-    ("epoch", 0.0, "its epoch is missing or wrong"),
-    ("step", True, "its step is missing or wrong"),
-    ("seconds", float("nan"), "its seconds is missing or wrong"),
+    ("format", "other program 1", "not a checkpoint of this version of the program"),
+    *((part, None, f"not a checkpoint of this program: it lacks {part}") for part in (*gan.PARTS, *gan.COUNTERS)),
+    *((part, [1], f"its {part} is wrong") for part in gan.PARTS),
+    ("epoch", -1, "its epoch is wrong"),
+    ("epoch", 0.0, "its epoch is wrong"),
+    ("step", True, "its step is wrong"),
+    ("seconds", float("nan"), "its seconds is wrong"),
     ("options/width_g", 2**40, "its options are wrong: --width-g"),
     ("options/batch_size", {"a": 1}, "its options are wrong: --batch-size"),
     ("options/lr_g", float("nan"), "its options are wrong: --lr-g"),
     ("options/loss", "hope", "its options are wrong: --loss"),
-    ("options/width_g", 1024, "has not the shape that it should"),
-    ("options/image_size", 448, "its networks.generator holds other parts than it should"),
-    ("options/latent_dim", 9, "has not the shape"),
-    ("options/multitask", False, "its classes are not those of the data"),
-    ("architecture/discriminator", {"classes": ["cat", "cow"]}, "its classes are not those of the data"),
+    ("options/width_g", 1024, "its generator is not that of its options"),
+    ("options/batch_size", torch.zeros(3), "its options are wrong: --batch-size"),
+    ("options/data", "a\0b", "its options are wrong: --data"),
+    ("options/image_size", None, "its options are wrong: --image-size None"),
+    ("options/image_size", 448, "its generator is not that of its options"),
+    ("options/latent_dim", 9, "its generator is not that of its options"),
+    ("options/multitask", False, "its discriminator is not that of its options"),
+    ("architecture/discriminator", {"classes": ["cat", "cow"]}, "does not say what discriminator"),
+    ("architecture/discriminator/classes", ["cat", "cow"], "its classes are not those of the data"),
+    ("architecture/discriminator/channels", 1, "its discriminator is not that of its options"),
+    ("architecture/generator/width", 10**12, "its generator is not one that is made here"),
     ("networks/generator", {}, "its networks.generator holds other parts"),
     ("networks/discriminator", 3, "its networks.discriminator holds other parts"),
     (PROJECT, torch.zeros(3), "its networks.generator.project.weight has not the shape"),
     (PROJECT, torch.zeros(1).expand(10**12), "its networks.generator.project.weight has not the shape"),
+    (PROJECT, lambda t: torch.zeros(1).expand(t.shape), "its networks.generator.project.weight holds fewer numbers"),
+    (PROJECT, lambda t: t.to("meta"), "its networks.generator.project.weight holds fewer numbers"),
+    (PROJECT, torch.Tensor.to_sparse, "its networks.generator.project.weight holds fewer numbers"),
     (PROJECT, torch.Tensor.double, "its networks.generator.project.weight has not the shape"),
     (PROJECT, lambda t: t * torch.nan, "its networks.generator.project.weight holds numbers that are not finite"),
     (
@@ -116,17 +124,46 @@ CHANGES = [
     ("optimizers/discriminator", None, "its optimizer's state holds other parts"),
     ("history/log", [{"step": 1}], "its history is not that of a run with these options"),
     ("history/epochs", 5, "its history is not that of a run with these options"),
+    ("seen", 10**12, "its history lacks the epoch under way"),
+    ("history/log", lambda rows: rows[::-1] + rows, "its history is not that of a run with these options"),
+    ("history/epochs", lambda rows: [rows[0] | {"diversity": "much"}], "its history is not that of a run"),
+    ("history/log", lambda rows: [rows[0] | {"d_loss": torch.inf}], "its history is not that of a run"),
+    ("history/log", lambda rows: [rows[0] | {"d_loss": 10**400}], "its history is not that of a run"),
     ("rng/noise", torch.zeros(3, dtype=torch.uint8), "its rng.noise has not the shape"),
+    ("rng/noise", torch.zeros_like, "its rng is wrong"),
+    ("rng/dropout", torch.zeros_like, "its rng is wrong"),
 ]
 
 
 @pytest.mark.parametrize(("place", "value", "message"), CHANGES, ids=[change[0] for change in CHANGES])
-def test_a_checkpoint_with_a_part_that_is_wrong(trained, tmp_path, refused, place, value, message):
+def test_a_checkpoint_with_a_part_that_is_wrong(trained, tmp_path, refused, monkeypatch, place, value, message):
     saved = torch.load(trained / "checkpoints/last.pt", weights_only=True)
     torch.save(at(saved, place, value), tmp_path / "changed.pt")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    make_run = gan.make_run
+
+    def of_honest_size(options, *arguments):
+        assert (options.width_g, options.image_size, options.latent_dim) == (4, 8, 8)
+        return make_run(options, *arguments)
+
+    monkeypatch.setattr(gan, "make_run", of_honest_size)
     assert message in refused(tmp_path / "changed.pt", everywhere=False)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB: nothing was built on its word
+
+
+def test_a_checkpoint_of_another_program_is_told_what_it_lacks(tmp_path, refused):
+    torch.save({"model_state_dict": {"weight": torch.zeros(3)}, "epoch": 7}, tmp_path / "other.pt")
+    lacks = ", ".join(("format", *gan.PARTS, *(name for name in gan.COUNTERS if name != "epoch")))
+    assert f"other.pt: not a checkpoint of this program: it lacks {lacks}" in refused(tmp_path / "other.pt")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    assert "tensor.pt: not a checkpoint of this program: it lacks format" in refused(tmp_path / "tensor.pt")
+
+
+@pytest.mark.parametrize("expand", [lambda t: torch.zeros(1).expand(t.shape), lambda t: t * torch.nan])
+def test_no_command_takes_weights_that_are_not_there(trained, tmp_path, refused, expand):
+    saved = torch.load(trained / "checkpoints/last.pt", weights_only=True)
+    for name, key in (("generator", "project.weight"), ("discriminator", "score.weight")):
+        saved = at(saved, f"average/{name}/{key}", expand)
+    torch.save(saved, tmp_path / "changed.pt")
+    assert "its average.generator.project.weight holds " in refused(tmp_path / "changed.pt")
 
 
 def test_a_checkpoint_that_unpacks_to_gigabytes(trained, tmp_path, refused):

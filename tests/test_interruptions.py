@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -135,8 +136,7 @@ def assert_as_whole(out: Path, whole: Path) -> None:
 
 
 def resume_to_the_end(fork, out: Path, data: Path) -> None:
-    if not (out / "checkpoints" / "last.pt").exists():  # stopped before the first save, so it begins again
-        shutil.rmtree(out, ignore_errors=True)
+    if not (out / "checkpoints" / "last.pt").exists():  # stopped before the first save: the same command begins again
         assert finish(fork(run_words(data, out))) == 0
     assert finish(fork(["--resume", "--out", str(out)])) == 0
 
@@ -284,6 +284,35 @@ def test_a_resume_from_an_early_checkpoint_does_its_epochs_again(whole, tmp_path
     assert_as_whole(out, reference)
 
 
+@pytest.mark.parametrize("words", [["--batch-size", "30"], ["--log-every", "1"]])
+def test_a_run_stopped_within_an_epoch_goes_on_with_other_options(whole, tmp_path, fork, words):
+    data, _ = whole
+    out = tmp_path / "run"
+    assert finish(fork(run_words(data, out), ("step", 2, signal.SIGINT))) == 130
+    saved = gan.load_checkpoint(out / "checkpoints/last.pt")
+    assert (saved["step"], saved["seen"], saved["waiting"]) == (2, 16, 2)
+    assert finish(fork(["--resume", "--out", str(out), *words])) == 0
+    with open(out / "epochs.csv", newline="", encoding="utf-8") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+    with open(out / "log.csv", newline="", encoding="utf-8") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == gan.load_checkpoint(out / "checkpoints/last.pt")["step"]
+
+
+def test_other_data_begins_the_epoch_again(whole, tmp_path, fork, capsys):
+    data, _ = whole
+    out = tmp_path / "run"
+    assert finish(fork(run_words(data, out), ("step", 4, signal.SIGINT))) == 130
+    for split, count in (("train", 5), ("test", 3)):
+        for seed, name in enumerate(("cat", "dog")):
+            save_all(pictures(count, seed=seed + 7), tmp_path / "data" / split / name)
+    assert gan.main(["--resume", "--out", str(out), "--data", str(tmp_path / "data")]) == 0
+    said = capsys.readouterr().out
+    assert "note: --data " in said
+    assert "note: the data is not what the checkpoint was trained on; its epoch begins again" in said
+
+
 def test_a_second_run_in_the_same_folder_is_refused(whole, fork, tmp_path):
     data, _ = whole
     words = run_words(data, tmp_path / "run")
@@ -330,7 +359,8 @@ def test_a_gradient_that_is_not_finite_is_never_saved(whole, tmp_path, monkeypat
 
     monkeypatch.setattr(gan, "train_step", step)
     assert gan.main(run_words(data, tmp_path / "run")) == 1
-    assert "G's weights are not finite at step 10" in capsys.readouterr().err
+    message = "state.networks.generator.project.weight holds numbers that are not finite at step 10, epoch 3"
+    assert message in capsys.readouterr().err
     saved = gan.load_checkpoint(tmp_path / "run/checkpoints/last.pt")
     assert saved["step"] == 5
     assert all(t.isfinite().all() for t in saved["networks"]["generator"].values())
@@ -390,4 +420,7 @@ def test_out_of_memory_names_a_batch_that_fits(whole, tmp_path, monkeypatch, cap
     words = run_words(data, tmp_path / "run")
     words[words.index("--batch-size") + 1] = "16"
     assert gan.main(words) == 2
-    assert "--batch-size 16: not enough memory on cpu; 4 fits" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--batch-size 16: not enough memory on cpu; 4 fits; go on from what is saved with: python" in said
+    advised = shlex.split(said.partition("rollnumber_04.py --resume")[2])
+    assert gan.main(["--resume", *advised, "--epochs", "1"]) == 0
