@@ -49,6 +49,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # torch takes seconds to import, in which Ctrl-C would be a traceback
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+
 import numpy as np
 import safetensors
 import safetensors.torch
@@ -69,6 +73,20 @@ class UserError(Exception):
     def __init__(self, message: str, status: int = 2):
         super().__init__(message)
         self.status = status
+
+
+def say(line: str) -> None:
+    """Print a line above any progress bar; a run goes on when nobody reads it any more, as after `| head`."""
+    try:
+        tqdm.write(line)
+        sys.stdout.flush()
+    except OSError:
+        mute()
+
+
+def mute() -> None:
+    """Send standard output nowhere from now on, with what Python still holds of it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Stopped(KeyboardInterrupt):
@@ -149,7 +167,7 @@ def decode_source(source: Source, image_size: int | None = None, skip_unreadable
         if not skip_unreadable:
             others = f" (and {len(unreadable) - 1:,} more)" if len(unreadable) > 1 else ""
             raise UserError(f"{next(iter(unreadable.values()))}{others}; --skip-unreadable leaves such images out")
-        print(f"skipped {len(unreadable):,} unreadable images:", *unreadable.values(), sep="\n  ")
+        say("\n  ".join([f"skipped {len(unreadable):,} unreadable images:", *map(printable, unreadable.values())]))
         keep = np.setdiff1d(np.arange(len(pixels)), list(unreadable))
         if not len(keep):
             raise UserError("--data: none of its images can be read")
@@ -157,9 +175,13 @@ def decode_source(source: Source, image_size: int | None = None, skip_unreadable
     if (pixels[..., :1] == pixels).all():  # grey in every pixel, however it was stored
         pixels = pixels[..., :1]
     pixels = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
-    # A file system takes names that no text file or terminal does.
-    classes = ("".join(c if c.isprintable() else "\ufffd" for c in name) for name in source.classes)
-    return Images(pixels, None if labels is None else torch.from_numpy(labels), tuple(classes))
+    classes = tuple(map(printable, source.classes))
+    return Images(pixels, None if labels is None else torch.from_numpy(labels), classes)
+
+
+def printable(name: object) -> str:
+    """A name with escapes for what cannot be printed: a file system takes names that no text file or terminal does."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
 
 
 def checked_size(size: int) -> int:
@@ -619,7 +641,7 @@ def on_device(images: Images, device: torch.device) -> Images:
     """The set on the training device; one of over half a GPU's free memory stays on the host."""
     if device.type == "cuda" and images.pixels.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         size = images.pixels.nbytes / 2**30
-        print(f"the data set ({size:.1f} GiB) stays in host memory; batches are copied to the GPU")
+        say(f"the data set ({size:.1f} GiB) stays in host memory; batches are copied to the GPU")
         return images
     labels = None if images.labels is None else images.labels.to(device)
     return replace(images, pixels=images.pixels.to(device), labels=labels)
@@ -1237,7 +1259,7 @@ def save_gif(out: Path, last: int, most: int = 100) -> None:
         try:
             frames.append(Image.open(path).convert("RGB").quantize(128))
         except OSError as error:  # Pillow's for damage, such as a power cut leaves
-            print(f"note: {path} is left out of progress.gif ({complaint(error)})")
+            say(f"note: {path} is left out of progress.gif ({complaint(error)})")
     first, *others = frames
     milliseconds = [150] * len(others) + [2000]
     path = out / "samples" / "progress.gif"
@@ -1322,11 +1344,14 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], out: Path) -> 
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, count, ha="center", va="center", color=color, fontsize=8)
     if len(classes) <= 100:
-        axes.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)  # a $ in a name is a $
-        axes.set_yticks(range(len(classes)), classes, parse_math=False)
+        names = [name if len(name) <= 24 else name[:23] + "…" for name in classes]
+        axes.set_xticks(range(len(classes)), names, rotation=90, parse_math=False)  # a $ in a name is a $
+        axes.set_yticks(range(len(classes)), names, parse_math=False)
     accuracy = confusion.trace() / confusion.sum()
     axes.set(title=f"{confusion.sum():,} validation images, {accuracy:.1%} right", xlabel="predicted", ylabel="true")
-    figure.savefig(out / "plots" / "confusion_matrix.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that the font lacks are drawn as boxes
+        figure.savefig(out / "plots" / "confusion_matrix.png")
     return Image.open(out / "plots" / "confusion_matrix.png").convert("RGB")
 
 
@@ -1605,7 +1630,7 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
         raise UserError(f"{options.resume}: its history lacks the epoch under way")
     if saved["rng"].get("device") != run.rng.device.type:
         run.rng.manual_seed(options.seed + 1 + run.step)
-        print("note: the checkpoint is from another kind of device; the noise goes on from another state")
+        say("note: the checkpoint is from another kind of device; the noise goes on from another state")
         return
     wrong = difference(saved["rng"], snapshot(run)["rng"], "rng")
     try:
@@ -1884,7 +1909,7 @@ def resumed_options(
         if new != old and name in FIXED_OPTIONS:
             raise UserError(f"{flag} {new}: the checkpoint {path} {FIXED_OPTIONS[name]} {flag} {old}")
         if new != old:
-            print(f"note: {flag} {old} in the checkpoint, {new} now")
+            say(f"note: {flag} {old} in the checkpoint, {new} now")
     return options
 
 
@@ -1911,7 +1936,7 @@ def find_checkpoint(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         except UserError as error:
             if i + 1 == len(candidates):
                 raise
-            print(f"note: {error}; trying {candidates[i + 1].name}")
+            say(f"note: {error}; trying {candidates[i + 1].name}")
     raise UserError(f"--resume: there is no checkpoint {first}")
 
 
@@ -1946,7 +1971,7 @@ def load_data(options: argparse.Namespace) -> tuple[Images, Images | None, str]:
     if count < 2:
         raise UserError(f"--data {options.data}: training needs at least 2 images, found {count}")
     if options.batch_size > count:
-        print(f"note: --batch-size {options.batch_size} is more than the {count} images; using {count}")
+        say(f"note: --batch-size {options.batch_size} is more than the {count} images; using {count}")
         options.batch_size = count
     return images, validation, data_fingerprint
 
@@ -1955,12 +1980,12 @@ def train(options: argparse.Namespace) -> Path:
     """Train as `options` (from `parse_options`) say; returns the run's folder. Bad input: UserError."""
     start = time.perf_counter()
     if options.data is None and not options.download:
-        print("training on the built-in shapes, drawn on the fly; --data FOLDER trains on your own images", flush=True)
+        say("training on the built-in shapes, drawn on the fly; --data FOLDER trains on your own images")
     device = choose_device(options.device)
     saved = options.saved
     if saved and saved["epoch"] >= options.epochs:
         done = f"{options.resume} has done its {saved['epoch']} epochs"
-        print(f"nothing to do: {done}; a larger --epochs goes on from it")
+        say(f"nothing to do: {done}; a larger --epochs goes on from it")
         return options.out
     is_new = not saved or options.resume.parent.parent.resolve() != options.out.resolve()
     if is_new:
@@ -1979,7 +2004,7 @@ def train(options: argparse.Namespace) -> Path:
     if saved:
         restore(run, saved, options)
         if saved["options"].get("data_fingerprint") != data_fingerprint:
-            print("note: the data is not what the checkpoint was trained on; its epoch begins again")
+            say("note: the data is not what the checkpoint was trained on; its epoch begins again")
             run.seen, run.seconds = 0, 0.0
         if options.validation_split != saved["options"].get("validation_split"):
             raise UserError(f"--data {options.data}: its test images are gone, on which {options.resume} was validated")
@@ -2002,8 +2027,6 @@ def train(options: argparse.Namespace) -> Path:
         except Stopped as stop:
             raise UserError(f"stopped at once; {what_is_saved(options.out)}", 128 + stop.args[0]) from None
         except OSError as error:  # a full disk, a folder that has become read-only: no training without saving
-            if isinstance(error, BrokenPipeError):
-                raise
             where = f"stopped at step {run.step:,}, for {error.filename or options.out} cannot be written"
             raise UserError(f"{where} ({error.strerror or error}); {what_is_saved(options.out)}", 1) from None
         except (MemoryError, RuntimeError) as error:
@@ -2016,10 +2039,10 @@ def train(options: argparse.Namespace) -> Path:
             what = f"interrupted at step {run.step:,}, epoch {run.epoch + 1}"
             raise UserError(f"{what}; {what_is_saved(options.out)}", 128 + signals[0])
     spent = ", ".join(f"{part} {clock(seconds)}" for part, seconds in parts.items())
-    print(f"done       {run.step:,} steps; this time {clock(time.perf_counter() - start)}: {spent}")
-    print(f"           peak memory {peak_memory(device)}")
+    say(f"done       {run.step:,} steps; this time {clock(time.perf_counter() - start)}: {spent}")
+    say(f"           peak memory {peak_memory(device)}")
     for name in run.averages:
-        print(f"{name:10} {options.out / f'{name}.safetensors'}")
+        say(f"{name:10} {options.out / f'{name}.safetensors'}")
     return options.out
 
 
@@ -2070,7 +2093,7 @@ def run_epochs(
             row = epoch_row(run, measured, options.loss)
             log.add_epoch(row)
             if row["warning"]:
-                tqdm.write(f"warning: epoch {run.epoch}: {row['warning']}")
+                say(f"warning: epoch {run.epoch}: {row['warning']}")
             draw_epoch(run, out, samples, options, log, last=run.epoch == last)
             if validation and run.epoch == last:
                 classes = run.discriminator.architecture["classes"]
@@ -2081,7 +2104,7 @@ def run_epochs(
             times.append(time.perf_counter())
             for part, time_spent in zip(seconds, np.diff(times), strict=True):
                 seconds[part] += time_spent
-            tqdm.write(epoch_line(row, last, (last - run.epoch) * (times[-1] - times[0])))
+            say(epoch_line(row, last, (last - run.epoch) * (times[-1] - times[0])))
     return seconds
 
 
@@ -2163,18 +2186,18 @@ def announce(
     count, height, width, channels = images.pixels.shape
     colours, classes = "grey" if channels == 1 else "colour", len(images.classes)
     kind = f"{colours} images of {height}×{width}" + (f" in {classes} classes" if classes else ", no labels")
-    print(f"device     {facts['device_name']}, {facts['precision']}, torch {facts['versions']['torch']}")
-    print(f"data       {facts['data'] or 'shapes'}: {count:,} {kind}")
+    say(f"device     {facts['device_name']}, {facts['precision']}, torch {facts['versions']['torch']}")
+    say(f"data       {facts['data'] or 'shapes'}: {count:,} {kind}")
     if validation:
         source = "images held out" if facts["validation_split"] else "test images"
-        print(f"validation {len(validation.pixels):,} {source}")
+        say(f"validation {len(validation.pixels):,} {source}")
     of_head = count_parameters(run.discriminator.head) if run.discriminator.head is not None else 0
     of_d = f"D {count_parameters(run.discriminator) - of_head:,}"
     with_head = f", its classification head {of_head:,}" if of_head else ""
-    print(f"networks   G {count_parameters(run.generator):,} and {of_d} parameters{with_head}")
-    print(f"training   {LOSS_NAMES[facts['loss']]}, batch {facts['batch_size']}, {length}")
-    print(f"seed       {facts['seed']}")
-    print(f"output     {out}", flush=True)
+    say(f"networks   G {count_parameters(run.generator):,} and {of_d} parameters{with_head}")
+    say(f"training   {LOSS_NAMES[facts['loss']]}, batch {facts['batch_size']}, {length}")
+    say(f"seed       {facts['seed']}")
+    say(f"output     {out}")
 
 
 def epoch_line(row: dict[str, float], last: int, seconds_left: float) -> str:
@@ -2216,7 +2239,7 @@ def generate(options: argparse.Namespace) -> Path:
         raise UserError(f"--count {options.count}: do not fit into memory; --out folder/ takes any number") from None
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror or error}") from None
-    print(f"{options.count:,} images of {options.model}, seed {options.seed}: {out}")
+    say(f"{options.count:,} images of {options.model}, seed {options.seed}: {out}")
     return out
 
 
@@ -2232,11 +2255,11 @@ def classify(options: argparse.Namespace) -> None:
     except UserError as error:
         raise UserError(re.sub("^--data:? |; --skip-unreadable.*", "", str(error))) from None
     if images.labels is None:
-        width = max(map(len, classes))
+        width = min(max(map(len, classes)), 24)
         probabilities, numbers = discriminator.classify(images.pixels).softmax(1).max(1)
         names = range(len(images.pixels)) if isinstance(source.items, np.ndarray) else source.items
         for name, number, probability in zip(names, numbers.tolist(), probabilities.tolist(), strict=True):
-            print(f"{classes[number]:{width}}  {probability:6.1%}  {name}")
+            print(f"{classes[number]:{width}}  {probability:6.1%}  {printable(name)}")
         return
     if stray := set(images.classes) - set(classes):
         raise UserError(f"{options.images[0]}: class {min(stray)} is not one that {options.model} tells")
@@ -2257,7 +2280,8 @@ def find_to_classify(paths: Sequence[Path]) -> Source:
     if len(paths) > 1 or (is_image_name(paths[0].name) and not os.path.isdir(paths[0])):
         for path in paths:
             if not os.path.isfile(path):
-                raise UserError(f"{path}: there is no such image file")
+                what = "is a folder; give it alone" if os.path.isdir(path) else "there is no such image file"
+                raise UserError(f"{path}: {what}")
         return Source(paths)
     try:
         return find_source(paths[0], "test")
@@ -2303,6 +2327,9 @@ def complain(sentence: str, status: int) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns its exit status: 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, or a program without a console
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console whose code page has no × must not end a run
@@ -2319,10 +2346,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         return complain("interrupted", 128 + (stop.args[0] if stop.args else signal.SIGINT))
     except BrokenPipeError:  # what reads the output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        mute()
         return 1
     except OSError as error:  # a full disk, a folder that has become read-only
-        return complain(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+        return complain(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -2331,4 +2358,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    status = main()
+    for number in (signal.SIGINT, signal.SIGTERM):  # all is saved and said; Python's own ending is not to be disturbed
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)

@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -49,9 +48,11 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 def complete(out: Path, words: str, deadline: float) -> None:
     """Bring a run to its end, from where it is; raises SystemExit if it fails or the time is up."""
+    if (out / "epochs.csv").exists():
+        epochs = read_rows(out / "epochs.csv")
+        if epochs and epochs[-1]["epoch"] >= gan.parse_options(shlex.split(words)).epochs:
+            return
     begun = (out / "checkpoints" / "last.pt").exists()
-    if not begun:  # what was interrupted in its first epoch begins again
-        shutil.rmtree(out, ignore_errors=True)
     process = script(*shlex.split(words), *(["--resume"] if begun else []), "--out", out)
     try:
         status = process.wait(None if deadline == np.inf else max(0, deadline - time.monotonic()))
@@ -145,11 +146,12 @@ def run(name: str, experiment: dict[str, Any], everything: dict[str, Any], deadl
         for run_name, out in outs.items()
     }
     if "judge" in experiment:
-        other, judging_run = experiment["judge"].split("/")
-        classifier = RUNS / other / judging_run
+        other, judging_run = experiment["judge"]["run"].split("/")
+        classifier, count = RUNS / other / judging_run, experiment["judge"]["samples"]
         complete(classifier, everything[other]["runs"][judging_run], deadline)
         for run_name, out in outs.items():
-            facts[run_name][f"judged by {experiment['judge']}"] = judge(out, classifier / "discriminator.safetensors")
+            said = judge(out, classifier / "discriminator.safetensors", count)
+            facts[run_name][f"judged by {other}/{judging_run}"] = said
     results = RESULTS / name
     results.mkdir(parents=True, exist_ok=True)
     for run_name, out in outs.items():

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import shlex
 import signal
 import struct
 import subprocess
@@ -489,6 +490,29 @@ def test_hostile_generators(trained, tmp_path, fails):
         path = tmp_path / "hostile.safetensors"
         save_file(weights, path, metadata | {"architecture": architecture})
         assert "hostile.safetensors: " in fails("generate", path, "--out", tmp_path / "x.png")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_while_it_starts_is_no_traceback():
+    line = [sys.executable, "-X", "importtime", str(ROOT / "rollnumber_04.py"), "--help"]  # says what it imports
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for said in process.stderr:
+        if said.rstrip().endswith(" numpy.version"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shells of other systems")
+@pytest.mark.parametrize("ending", ["2>&-", ">&-", ">/dev/full", "| head -n 1"])
+def test_a_run_goes_on_when_nobody_listens(class_folders, tmp_path, ending):
+    words = [*TOY, "--data", class_folders, "--epochs", "2", "--out", tmp_path / "run"]
+    line = shlex.join(map(str, [sys.executable, ROOT / "rollnumber_04.py", *words]))
+    done = subprocess.run(f"{line} {ending}", shell=True, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stderr == ""
+    assert gan.load_checkpoint(tmp_path / "run/checkpoints/last.pt")["epoch"] == 2
 
 
 def test_a_reader_that_goes_away_is_no_traceback():

@@ -414,7 +414,7 @@ def test_classify_refuses(trained, tmp_path, fails):
         ([model, tmp_path / "nowhere"], "nowhere: there is no such file or folder"),
         ([model, tmp_path / "broken.png"], "broken.png: not an image"),
         ([model, image, tmp_path / "broken.png"], "broken.png: not an image"),
-        ([model, image, tmp_path / "empty"], "empty: there is no such image file"),
+        ([model, image, tmp_path / "empty"], "empty: is a folder; give it alone"),
         ([model, tmp_path / "empty"], "empty: this folder is empty"),
         ([model, tmp_path / "other"], "other: class dog is not one that"),
         ([tmp_path / "no.safetensors", image], "no.safetensors: there is no such model"),
@@ -472,9 +472,13 @@ def test_class_names_that_are_no_text(tmp_path, capsys):
     words = ["--data", str(tmp_path / "data"), "--epochs", "1", "--multitask", "--out", str(tmp_path / "run")]
     assert gan.main([*TOY, *words]) == 0
     known = gan.load_network(tmp_path / "run/discriminator.safetensors", "discriminator").architecture["classes"]
-    assert sorted(known) == sorted(["caf\ufffd", "$x_1", "\ufffd[31mred"])
+    assert sorted(known) == sorted(["caf\\udce9", "$x_1", "\\x1b[31mred"])
     assert gan.main(["classify", str(tmp_path / "run/discriminator.safetensors"), str(tmp_path / "data")]) == 0
-    assert "\x1b" not in capsys.readouterr().out
+    one = os.fsdecode(os.fsencode(tmp_path) + b"/data/" + names[2])  # a flat folder: its images' names are printed
+    assert gan.main(["classify", str(tmp_path / "run/discriminator.safetensors"), one]) == 0
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out
+    assert said.err == ""
 
 
 def test_what_cannot_be_multitask_gets_one_sentence(tmp_path, fails):

@@ -23,7 +23,7 @@ def test_every_experiment_can_be_run():
             options = gan.parse_options(shlex.split(words))
             assert max(experiment["sheets"]) <= options.epochs
         if "judge" in experiment:
-            other, run = experiment["judge"].split("/")
+            other, run = experiment["judge"]["run"].split("/")
             assert "--multitask" in experiments[other]["runs"][run]
 
 
@@ -32,11 +32,10 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
         for seed, name in enumerate(("cat", "dog")):
             save_all(pictures(count, seed=seed), tmp_path / "data" / split / name)
     words = shlex.join([*TOY, "--data", str(tmp_path / "data"), "--epochs", "2", "--seed", "1"])
-    experiment = {"question": "?", "sheets": [1, 2], "judge": "toy/with", "runs": {}}
-    experiment["runs"] = {"without": words, "with": words + " --multitask"}
+    runs = {"without": words, "with": words + " --multitask"}
     (tmp_path / "experiments.toml").write_text(
-        "[toy]\nquestion = '?'\nsheets = [1, 2]\njudge = 'toy/with'\n[toy.runs]\n"
-        + "".join(f'{name} = "{line}"\n' for name, line in experiment["runs"].items())
+        "[toy]\nquestion = '?'\nsheets = [1, 2]\njudge = { run = 'toy/with', samples = 200 }\n[toy.runs]\n"
+        + "".join(f'{name} = "{line}"\n' for name, line in runs.items())
     )
     for name in ("EXPERIMENTS", "RESULTS", "RUNS"):
         monkeypatch.setattr(report, name, tmp_path / {"EXPERIMENTS": "experiments.toml"}.get(name, name))
@@ -46,10 +45,10 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
     kept = {"metrics.json", "samples.png", "with.csv", "without.csv", "with-confusion.csv"}
     assert {path.name for path in results.iterdir()} == kept
     facts = json.loads((results / "metrics.json").read_text())["runs"]
-    assert facts["with"]["command"] == f"python rollnumber_04.py {experiment['runs']['with']}"
+    assert facts["with"]["command"] == f"python rollnumber_04.py {runs['with']}"
     assert facts["without"]["seed"] == 1
     judged = facts["without"]["judged by toy/with"]
-    assert judged["samples"] == 2000
+    assert judged["samples"] == 200
     assert sum(judged["share of each class"].values()) == pytest.approx(1)
     with open(tmp_path / "RUNS" / "toy" / "with" / "epochs.csv", newline="") as file:
         epochs = list(csv.DictReader(file))
