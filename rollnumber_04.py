@@ -159,6 +159,7 @@ def find_source(path: Path, split: str) -> Source:
 def decode_source(source: Source, image_size: int | None = None, skip_unreadable: bool = False) -> Images:
     """Decode a set at a size, or at the images' own; one channel if all are grey. Raises UserError."""
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Pillow's, of tags that are damaged where the pixels are not
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # a picture that unpacks to gigabytes is damage
         size = checked_size(image_size or natural_size(source, skip_unreadable))
         pixels, unreadable = decode(source.items, size)
