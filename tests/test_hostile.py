@@ -1,5 +1,6 @@
 """Files from others: whatever is done to a checkpoint or a model, it gets one sentence, and nothing large is built."""
 
+import os
 import pickle
 import random
 import zipfile
@@ -47,21 +48,21 @@ def refused(trained, tmp_path, capsys):
 
 
 class Exploit:
-    """Pickles as a call of os.system."""
+    """Pickles as a call that makes a folder."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
 
     def __reduce__(self):
-        import os
-
-        return os.system, ("touch /tmp/rollnumber_04_was_here",)
+        return os.mkdir, (str(self.marker),)
 
 
 def test_a_checkpoint_runs_no_code(trained, tmp_path, refused):
-    marker = Path("/tmp/rollnumber_04_was_here")
-    marker.unlink(missing_ok=True)
+    marker = tmp_path / "was-here"
     saved = torch.load(trained / "checkpoints/last.pt", weights_only=True)
-    torch.save(saved | {"options": Exploit()}, tmp_path / "in-a-checkpoint.pt")
+    torch.save(saved | {"options": Exploit(marker)}, tmp_path / "in-a-checkpoint.pt")
     assert "more than tensors and numbers" in refused(tmp_path / "in-a-checkpoint.pt")
-    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Exploit()))
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Exploit(marker)))
     assert "bare.pt: not a whole checkpoint" in refused(tmp_path / "bare.pt")
     assert not marker.exists()
 
