@@ -853,6 +853,9 @@ EMA_RAMP = 0.05  # while few images have been seen, the half-life is this share 
 MEASURES = ("d_loss", "g_loss", "d_real", "d_fake")
 CLASS_MEASURES = ("class_loss", "accuracy")  # of the classification head, on each batch of real images
 VALIDATION_MEASURES = ("val_class_loss", "val_accuracy")
+TAGS = dict(  # of what each epoch measures, in TensorBoard
+    diversity="samples/diversity", val_class_loss="validation/class_loss", val_accuracy="validation/accuracy"
+)
 SHOWN = ("d_loss", "g_loss", "accuracy", "val_accuracy")  # while a run goes on
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -861,6 +864,11 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "rmsprop": lambda p, lr, o: torch.optim.RMSprop(p, lr),
     "sgd": lambda p, lr, o: torch.optim.SGD(p, lr, momentum=o.beta1, fused=True),
 }
+
+
+def measures_with(classes: Sequence[str]) -> tuple[str, ...]:
+    """What a step measures: with a classification head for some classes, its loss and accuracy too."""
+    return MEASURES + CLASS_MEASURES if classes else MEASURES
 
 
 @dataclass
@@ -902,8 +910,8 @@ class Run:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """What each step measures: with a classification head, its loss and accuracy too."""
-        return MEASURES + CLASS_MEASURES if self.discriminator.head is not None else MEASURES
+        """What each step measures."""
+        return measures_with(self.discriminator.architecture["classes"])
 
     @property
     def log_columns(self) -> tuple[str, ...]:
@@ -942,7 +950,7 @@ def make_run(
     generator, discriminator = make_networks(options, channels, classes)
     for network in (generator, discriminator):
         network.to(device, memory_format=torch.channels_last)  # the layout that bf16 kernels and tensor cores want
-    measures = len(MEASURES + CLASS_MEASURES if classes else MEASURES)
+    measures = len(measures_with(classes))
     return Run(
         generator,
         discriminator,
@@ -1170,10 +1178,8 @@ class RunLog:
         self.run.epochs.append(row)
         self.epochs.writerow(row)
         self.files[1].flush()
-        self.board.add_scalar("samples/diversity", row["diversity"], row["step"])
-        for column in VALIDATION_MEASURES:
-            if column in row:
-                self.board.add_scalar(f"validation/{column.removeprefix('val_')}", row[column], row["step"])
+        for column in TAGS.keys() & row.keys():
+            self.board.add_scalar(TAGS[column], row[column], row["step"])
 
     def add_picture(self, name: str, picture: Image.Image) -> None:
         """Show a picture in TensorBoard."""
@@ -1573,7 +1579,7 @@ def check_checkpoint(saved: dict[str, Any], path: Path, options: argparse.Namesp
     with torch.device("meta"):  # shapes without memory
         networks = dict(zip(NETWORKS, make_networks(options, channels, classes), strict=True))
         states = {name: network.state_dict() for name, network in networks.items()}
-        sums = torch.zeros(len(MEASURES + CLASS_MEASURES if classes else MEASURES))
+        sums = torch.zeros(len(measures_with(classes)))
     averaged = {name: state for name, state in states.items() if name == "generator" or classes}
     if wrong := next((name for name, network in networks.items() if network.architecture != of[name]), ""):
         raise UserError(f"{path}: its {wrong} is not that of its options")
@@ -2345,7 +2351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return complain(str(error), error.status)
     except KeyboardInterrupt as stop:
-        return complain("interrupted", 128 + (stop.args[0] if stop.args else signal.SIGINT))
+        return complain("interrupted", 128 + (stop.args[0] if isinstance(stop, Stopped) else signal.SIGINT))
     except BrokenPipeError:  # what reads the output, such as `head`, has gone
         mute()
         return 1

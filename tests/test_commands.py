@@ -508,6 +508,8 @@ def test_ctrl_c_while_it_starts_is_no_traceback():
 @pytest.mark.skipif(os.name != "posix", reason="shells of other systems")
 @pytest.mark.parametrize("ending", ["2>&-", ">&-", ">/dev/full", "| head -n 1"])
 def test_a_run_goes_on_when_nobody_listens(class_folders, tmp_path, ending):
+    if ending == ">/dev/full" and not os.path.exists("/dev/full"):
+        pytest.skip("a device of Linux")
     words = [*TOY, "--data", class_folders, "--epochs", "2", "--out", tmp_path / "run"]
     line = shlex.join(map(str, [sys.executable, ROOT / "rollnumber_04.py", *words]))
     done = subprocess.run(f"{line} {ending}", shell=True, capture_output=True, text=True, check=False, timeout=120)
