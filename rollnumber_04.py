@@ -680,67 +680,168 @@ CLASSIFY_PIXELS = 2**19  # at a time: 512 images of 32×32
 GENERATE_BATCH = 128  # always this many at a time, so that an image does not depend on how many are asked for
 
 
-def stages(image_size: int) -> int:
-    """How often an image is halved until 4..7 pixels are left on a side: 3 for 32, 2 for 28. Raises UserError."""
-    return (checked_size(image_size) // 4).bit_length() - 1
+NORMS = ("batch", "batch-inner", "instance", "instance-inner", "none")  # inner: not after a network's first layer
+ARCHITECTURES, UPSAMPLES, LATENTS = ("dcgan", "blocks"), ("deconv", "nearest", "bilinear"), ("normal", "uniform")
+INITS = ("normal", "dcgan", "orthogonal", "torch")
 
 
-def initialise(module: nn.Module) -> None:
-    """Draw convolution and linear weights from N(0, 0.02²) (Radford et al. 2016, section 3)."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-        nn.init.normal_(module.weight, 0.0, 0.02)
+def halvings(image_size: int, smallest: int) -> int:
+    """How often a size can be halved without going below `smallest`: 3 for 32 and 4, 2 for 28 and 4, once at least."""
+    return max(1, (checked_size(image_size) // smallest).bit_length() - 1)
+
+
+def has_norm(norm: str, first: bool = False) -> bool:
+    """Whether a layer, the `first` of its network or another, is followed by a norm."""
+    return norm != "none" and not (first and norm.endswith("-inner"))
+
+
+def finish(norm: str, features: int, negative_slope: float, first: bool = False) -> list[nn.Module]:
+    """What follows a layer's `features` maps: its norm, if it has one, and a (leaky) ReLU."""
+    kinds = {"batch": nn.BatchNorm2d, "instance": partial(nn.InstanceNorm2d, affine=True)}
+    norms = [kinds[norm.removesuffix("-inner")](features)] if has_norm(norm, first) else []
+    return [*norms, nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU()]
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> list[nn.Module]:
+    """A convolution that keeps the size, or at stride 2 halves it: up for an odd kernel (7 to 4), down for an even."""
+    if stride == 1 and kernel % 2 == 0:  # such a kernel has no middle: a pixel more at the right and below
+        less, more = (kernel - 1) // 2, kernel // 2
+        return [nn.ZeroPad2d((less, more, less, more)), nn.Conv2d(inputs, outputs, kernel, bias=bias)]
+    return [nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, bias=bias)]
+
+
+def upconv(inputs: int, outputs: int, kernel: int, upsample: str, bias: bool = False) -> list[nn.Module]:
+    """Twice the size: a transposed convolution, or enlargement and then a convolution (Odena et al. 2016)."""
+    if upsample == "deconv":
+        padding, more = (kernel - 1) // 2, kernel % 2
+        return [nn.ConvTranspose2d(inputs, outputs, kernel, 2, padding, output_padding=more, bias=bias)]
+    return [nn.Upsample(scale_factor=2, mode=upsample), *conv(inputs, outputs, kernel, bias=bias)]
+
+
+def initialise(network: nn.Module, kind: str) -> None:
+    """Draw a network's weights.
+
+    "normal": those of convolutions and linear layers from N(0, 0.02²) (Radford et al. 2016, section 3); "dcgan": those
+    of norms from N(1, 0.02²), too, and all biases 0, as most programs do; "orthogonal": orthogonal matrices (Saxe et
+    al. 2014), biases 0; "torch": torch's own.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and kind != "torch":
+            nn.init.orthogonal_(module.weight) if kind == "orthogonal" else nn.init.normal_(module.weight, 0.0, 0.02)
+            if module.bias is not None and kind != "normal":
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d) and kind == "dcgan":
+            nn.init.normal_(module.weight, 1.0, 0.02)
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Labels int64 B as float32 B×classes."""
+    return F.one_hot(labels, classes).float()
 
 
 class Generator(nn.Module):
     """Noise z (B×latent_dim) to images (B×channels×S×S) in (-1, 1).
 
-    A linear layer makes a 4..7-pixel map, each stage doubles its size and halves its channels (Radford et al. 2016).
-    The defaults are the assignment's network for CIFAR-10: 370,624 parameters.
+    A linear layer makes a small map, each stage doubles its size and halves its channels. The defaults are the
+    assignment's network for CIFAR-10: 370,624 parameters. `arch` is "dcgan", a transposed convolution a stage from
+    4..7 pixels on (Radford et al. 2016), or "blocks", two convolutions a stage from 5..8 pixels on and a 1×1
+    convolution at the end. With names of `classes` it is conditional: z and y (B×classes, one-hot or a mixture of
+    classes) go into the linear layer together (Mirza & Osindero 2014).
     """
 
-    def __init__(self, image_size: int = 32, channels: int = 3, latent_dim: int = 100, width: int = 32):
+    def __init__(
+        self,
+        image_size: int = 32,
+        channels: int = 3,
+        latent_dim: int = 100,
+        width: int = 32,
+        arch: str = "dcgan",
+        upsample: str = "deconv",
+        kernel: int = 4,
+        norm: str = "batch",
+        negative_slope: float = 0.0,
+        bias: bool = False,
+        latent: str = "normal",
+        init: str = "normal",
+        classes: Sequence[str] = (),
+    ):
         super().__init__()
-        self.architecture = dict(image_size=image_size, channels=channels, latent_dim=latent_dim, width=width)
-        halvings = stages(image_size)
-        self.base = image_size >> halvings
-        features = width << (halvings - 1)
-        self.project = nn.Linear(latent_dim, features * self.base**2, bias=False)  # B×100 -> B×2048
-        layers = [nn.Unflatten(1, (features, self.base, self.base)), nn.BatchNorm2d(features), nn.ReLU()]  # 128×4×4
-        for _ in range(halvings - 1):  # 64×8×8, 32×16×16
-            layers += [nn.ConvTranspose2d(features, features // 2, 4, stride=2, padding=1, bias=False)]
+        self.architecture = arguments(self, locals())
+        blocks = arch == "blocks"
+        doublings = halvings(image_size, 5 if blocks else 4)
+        self.base = image_size >> doublings
+        features = width << (doublings if blocks else doublings - 1)
+        maps_bias, after = bias and not has_norm(norm), partial(finish, norm, negative_slope=negative_slope)
+        first_bias = bias and not has_norm(norm, first=True)
+        self.project = nn.Linear(latent_dim + len(classes), features * self.base**2, first_bias)  # B×100 -> B×2048
+        layers = [nn.Unflatten(1, (features, self.base, self.base)), *after(features, first=True)]  # 128×4×4
+        for _ in range(doublings if blocks else doublings - 1):  # 64×8×8, 32×16×16
+            layers += [*upconv(features, features // 2, kernel, upsample, maps_bias), *after(features // 2)]
             features //= 2
-            layers += [nn.BatchNorm2d(features), nn.ReLU()]
-        layers += [nn.ConvTranspose2d(features, channels, 4, stride=2, padding=1, bias=False), nn.Tanh()]  # 3×32×32
-        self.layers = nn.Sequential(*layers)
-        self.apply(initialise)
+            if blocks:
+                layers += [*conv(features, features, kernel, bias=maps_bias), *after(features)]
+        last = conv(features, channels, 1, bias=bias) if blocks else upconv(features, channels, kernel, upsample, bias)
+        self.layers = nn.Sequential(*layers, *last, nn.Tanh())  # 3×32×32
+        initialise(self, init)
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.layers(self.project(z))
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.layers(self.project(z if y is None else torch.cat([z, y], 1)))
 
-    def generate(self, n: int, seed: int = 0) -> np.ndarray:
-        """Draw n ≥ 1 images: uint8 n×H×W (grey) or n×H×W×3 (colour). Image i of a seed does not depend on n."""
-        return np.concatenate([*self.stream(n, seed)])
+    def generate(self, n: int, label: int | str | None = None, seed: int = 0) -> np.ndarray:
+        """Draw n ≥ 1 images: uint8 n×H×W (grey) or n×H×W×3 (colour). Image i of a seed does not depend on n.
+
+        `label` is the name or the number of a class of a conditional generator; None: image i is of class i modulo
+        their number. Raises UserError for a class that is none.
+        """
+        return np.concatenate([*self.stream(n, self.labels_for(label, n), seed)])
+
+    def labels_for(self, label: int | str | None, n: int) -> np.ndarray | None:
+        """The labels, int64 n, of the images that `generate` draws; None if it is not conditional. Raises UserError."""
+        classes = self.architecture["classes"]
+        if not classes:
+            if label is not None:
+                raise UserError(f"--label {label}: the generator is not conditional; train one with --conditional")
+            return None
+        if label is None:
+            return np.arange(n) % len(classes)
+        if label not in classes:
+            if not re.fullmatch(r"\d{1,9}", str(label)) or int(label) >= len(classes):
+                raise UserError(f"--label {label}: is not among the classes {', '.join(classes)}"[:300])
+            return np.full(n, int(label))
+        return np.full(n, classes.index(label))
+
+    def stream(self, n: int, labels: np.ndarray | None = None, seed: int = 0) -> Iterator[np.ndarray]:
+        """`generate` in pieces of up to GENERATE_BATCH images, for more than fit into memory."""
+        dim, latent, classes = (self.architecture[key] for key in ("latent_dim", "latent", "classes"))
+        for start in range(0, n, GENERATE_BATCH):
+            z, y = latents(seed, start, GENERATE_BATCH, dim, latent), None
+            if labels is not None:
+                mine = torch.zeros(GENERATE_BATCH, dtype=torch.int64)
+                mine[: n - start] = torch.from_numpy(labels[start : start + GENERATE_BATCH])
+                y = one_hot(mine, len(classes))
+            yield self.draw(z, y)[: n - start]
 
     @torch.no_grad()
-    def stream(self, n: int, seed: int = 0) -> Iterator[np.ndarray]:
-        """`generate` in pieces of up to GENERATE_BATCH images, for more than fit into memory."""
+    def draw(self, z: Tensor, y: Tensor | None = None) -> np.ndarray:
+        """The images of noise z (and classes y) as uint8 n×H×W or n×H×W×3, in eval mode."""
         training, device = self.training, self.project.weight.device
         self.eval()  # batch norm must use its running averages: an image must not depend on its neighbours
         try:
-            for start in range(0, n, GENERATE_BATCH):
-                z = latents(seed, start, GENERATE_BATCH, self.architecture["latent_dim"])
-                images = to_uint8(self(z.to(device)))[: n - start]
-                yield (images[:, 0] if images.shape[1] == 1 else images.permute(0, 2, 3, 1)).cpu().numpy()
+            images = to_uint8(self(z.to(device), None if y is None else y.to(device)))
         finally:
             self.train(training)
+        return (images[:, 0] if images.shape[1] == 1 else images.permute(0, 2, 3, 1)).cpu().numpy()
 
 
 class Discriminator(nn.Module):
     """Images (B×channels×S×S) to scores (B), high for real; no sigmoid.
 
-    Each stage halves the size and doubles the channels; the last convolution sees the whole 4..7-pixel map.
-    The defaults are the assignment's network for CIFAR-10: 167,872 parameters. With names of `classes` it is the
-    assignment's Task 2: a head of two fully connected layers, on the same features, tells the class of an image.
+    Each stage halves the size; the last convolution sees the whole map. The defaults are the assignment's network for
+    CIFAR-10: 167,872 parameters. `arch` is "dcgan", a strided convolution a stage that doubles the channels, down to
+    4..7 pixels, or "blocks", two convolutions before each strided one, width, 2·width, 3·width … channels, down to 4
+    pixels or fewer. With names of `classes` it is the assignment's Task 2: a head of two fully connected layers, on the
+    same features, tells the class of an image; or, if `conditional`, it is told the class and judges whether the image
+    is real and of that class: each class is a constant plane beside the image's channels (Mirza & Osindero 2014).
     """
 
     def __init__(
@@ -750,36 +851,63 @@ class Discriminator(nn.Module):
         width: int = 32,
         negative_slope: float = 0.2,
         classes: Sequence[str] = (),
+        conditional: bool = False,
+        arch: str = "dcgan",
+        kernel: int = 4,
+        norm: str = "batch",
+        dropout: float = 0.0,
+        bias: bool = False,
+        spectral_norm: bool = False,
+        init: str = "normal",
     ):
         super().__init__()
-        self.architecture = dict(
-            image_size=image_size, channels=channels, width=width, negative_slope=negative_slope, classes=[*classes]
-        )
-        halvings = stages(image_size)
-        layers, features = [], channels
-        for stage in range(halvings):  # 32×16×16, 64×8×8, 128×4×4
-            layers += [nn.Conv2d(features, width << stage, 4, stride=2, padding=1, bias=False)]
-            features = width << stage
-            layers += [nn.BatchNorm2d(features), nn.LeakyReLU(negative_slope)]
+        self.architecture = arguments(self, locals())
+        layers, features, self.base = [], channels + (len(classes) if conditional else 0), image_size
+        drop = [nn.Dropout(dropout)] if dropout else []
+        blocks, after = arch == "blocks", partial(finish, norm, negative_slope=negative_slope)
+        for stage in range(10 if blocks else halvings(image_size, 4)):  # 32×16×16, 64×8×8, 128×4×4
+            if blocks and stage and self.base <= 4:
+                break
+            outputs = width * (stage + 1) if blocks else width << stage
+            for repeat in range(2 if blocks else 0):
+                first = stage == 0 and repeat == 0
+                layers += conv(features, outputs, kernel, bias=bias and not has_norm(norm, first))
+                layers += after(outputs, first=first)
+                features = outputs
+            after_stride = "none" if blocks else norm
+            layers += conv(features, outputs, kernel, 2, bias and not has_norm(after_stride, stage == 0))
+            layers += [*finish(after_stride, outputs, negative_slope, stage == 0), *drop]
+            self.base = (self.base + kernel % 2) // 2
+            features = outputs
         self.features = nn.Sequential(*layers)
-        self.base = image_size >> halvings
-        self.score = nn.Conv2d(features, 1, self.base, bias=False)  # 1×1×1
-        self.apply(initialise)
+        whole = max(self.base, kernel)  # wider than the map only as in the emoji lab, where 5×5 looks at 4×4
+        self.score = nn.Conv2d(features, 1, whole, 2, padding=(whole - self.base + 1) // 2, bias=bias)  # 1×1×1
+        initialise(self, init)
         self.head = None
-        if classes:  # made last, so that a seed gives the other layers the same weights with and without it
+        if classes and not conditional:  # made last, so that a seed gives the other layers the same weights without it
             first = nn.Linear(features * self.base**2, HEAD_WIDTH)  # B×2048 -> B×256
             last = nn.Linear(HEAD_WIDTH, len(classes))  # B×256 -> B×10
             between = [nn.LeakyReLU(negative_slope), nn.Dropout(HEAD_DROPOUT)]
             self.head = nn.Sequential(nn.Flatten(), first, *between, last)
-            self.head.apply(initialise)
+            initialise(self.head, init)
+        if spectral_norm:  # of each layer's weight at most 1 (Miyato et al. 2018)
+            for module in [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
+                nn.utils.parametrizations.spectral_norm(module)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.score(self.features(images)).flatten()
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.score(self.features(self.with_planes(images, labels))).flatten()
+
+    def with_planes(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """The images, if D is conditional with a plane for each class besides: 1 for that of the label, else 0."""
+        if not self.architecture["conditional"]:
+            return images
+        planes = one_hot(labels, len(self.architecture["classes"]))[:, :, None, None].expand(-1, -1, *images.shape[2:])
+        return torch.cat([images, planes], 1)
 
     @torch.no_grad()
     def classify(self, pixels: Tensor) -> Tensor:
         """Class logits, float32 N×classes, of uint8 images N×H×W×C, in eval mode and on the network's device."""
-        training, device = self.training, self.score.weight.device
+        training, device = self.training, next(self.parameters()).device
         self.eval()  # batch norm by its running averages, which are those of real images; no dropout
         try:
             pieces = pixels.split(max(1, CLASSIFY_PIXELS // self.architecture["image_size"] ** 2))
@@ -788,14 +916,22 @@ class Discriminator(nn.Module):
             self.train(training)
 
 
+def arguments(network: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
+    """What a network was made with, for its file: its constructor's arguments, out of the names there."""
+    names = inspect.signature(type(network)).parameters
+    return {name: [*given[name]] if name == "classes" else given[name] for name in names}
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """(-1, 1) to 0..255 by the fixed map, never stretched to the batch's own minimum and maximum."""
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def latents(seed: int, start: int, count: int, dim: int) -> Tensor:
+def latents(seed: int, start: int, count: int, dim: int, latent: str = "normal") -> Tensor:
     """Noise for images start .. start+count-1 of a seed, float32 count×dim; each image has a stream of its own."""
     streams = (np.random.default_rng((seed, i)) for i in range(start, start + count))
+    if latent == "uniform":
+        return torch.from_numpy(np.stack([stream.uniform(-1, 1, dim).astype(np.float32) for stream in streams]))
     return torch.from_numpy(np.stack([stream.standard_normal(dim, np.float32) for stream in streams]))
 
 
@@ -809,9 +945,9 @@ def count_parameters(network: nn.Module) -> int:
 ########################################################################################################################
 
 
-def ls_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """J(D) = 1/2m Σ (D(x) - 1)² + 1/2m Σ D(G(z))², from scores B (the assignment; Mao et al. 2017)."""
-    return 0.5 * (real - 1).square().mean() + 0.5 * fake.square().mean()
+def ls_discriminator_loss(real: Tensor, fake: Tensor, target: float = 1.0) -> Tensor:
+    """J(D) = 1/2m Σ (D(x) - target)² + 1/2m Σ D(G(z))², from scores B (the assignment; Mao et al. 2017)."""
+    return 0.5 * (real - target).square().mean() + 0.5 * fake.square().mean()
 
 
 def ls_generator_loss(fake: Tensor) -> Tensor:
@@ -819,15 +955,34 @@ def ls_generator_loss(fake: Tensor) -> Tensor:
     return (fake - 1).square().mean()
 
 
-def bce_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """J(D) = -1/2m Σ ln σ(D(x)) - 1/2m Σ ln(1 - σ(D(G(z)))), from logits B (Goodfellow et al. 2014)."""
-    real_loss = F.binary_cross_entropy_with_logits(real, torch.ones_like(real))
+def bce_discriminator_loss(real: Tensor, fake: Tensor, target: float = 1.0) -> Tensor:
+    """J(D) = -1/2m Σ ln σ(D(x)) - 1/2m Σ ln(1 - σ(D(G(z)))), from logits B (Goodfellow et al. 2014).
+
+    A `target` under 1 is one-sided label smoothing (Salimans et al. 2016, section 3.4): the real images' share of the
+    loss is -target · ln σ(D(x)) - (1 - target) · ln(1 - σ(D(x))); that of the generated images stays.
+    """
+    real_loss = F.binary_cross_entropy_with_logits(real, torch.full_like(real, target))
     return 0.5 * real_loss + 0.5 * F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
 
 
 def bce_generator_loss(fake: Tensor) -> Tensor:
     """J(G) = -1/m Σ ln σ(D(G(z))), the non-saturating form, from logits B (Goodfellow et al. 2014, section 3)."""
     return F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
+
+
+def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """J(D) = 1/m Σ max(0, 1 - D(x)) + 1/m Σ max(0, 1 + D(G(z))), from scores B (Lim & Ye 2017; Miyato et al. 2018)."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+def wgan_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """J(D) = 1/m Σ D(G(z)) - 1/m Σ D(x), from scores B (Arjovsky et al. 2017)."""
+    return fake.mean() - real.mean()
+
+
+def wgan_generator_loss(fake: Tensor) -> Tensor:
+    """J(G) = -1/m Σ D(G(z)), from scores B: of the hinge loss, too."""
+    return -fake.mean()
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -838,9 +993,45 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
 LOSSES = {
     "ls": (ls_discriminator_loss, ls_generator_loss),
     "bce": (bce_discriminator_loss, bce_generator_loss),
+    "hinge": (hinge_discriminator_loss, wgan_generator_loss),
+    "wgan": (wgan_discriminator_loss, wgan_generator_loss),
 }
-UNDECIDED = {"ls": 0.5, "bce": 0.0}  # the score of a D that cannot tell real from fake
-LOSS_NAMES = {"ls": "least squares", "bce": "binary cross-entropy"}
+UNDECIDED = {"ls": 0.5, "bce": 0.0, "hinge": 0.0}  # the score of a D that cannot tell real from fake; wgan has none
+SMOOTHABLE = ("ls", "bce")  # losses that have a target for real images
+LOSS_NAMES = {"ls": "least squares", "bce": "binary cross-entropy", "hinge": "hinge", "wgan": "Wasserstein"}
+
+
+def squared_gradient_norms(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """‖∇D(x)‖² of each image of B×C×H×W on its own, B; its own gradient can be taken in turn."""
+    images = images.detach().requires_grad_(True)
+    # The sum's gradient is each score's own, as long as D looks at one image at a time: batch norm does not.
+    (gradient,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
+    return gradient.square().flatten(1).sum(1)
+
+
+def between(real: Tensor, fake: Tensor, rng: torch.Generator) -> Tensor:
+    """A random point on the line between each real and each generated image, B×C×H×W."""
+    share = torch.rand(len(real), 1, 1, 1, generator=rng, device=real.device)
+    return fake + share * (real - fake)
+
+
+def wgan_gp(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, rng: torch.Generator) -> Tensor:
+    """1/m Σ (‖∇D(x̂)‖ - 1)² at points x̂ between real and generated images (Gulrajani et al. 2017)."""
+    squares = squared_gradient_norms(discriminator, between(real, fake, rng))
+    return ((squares + 1e-12).sqrt() - 1).square().mean()  # the root's own gradient at 0 is infinite
+
+
+def zero_gp(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, rng: torch.Generator) -> Tensor:
+    """1/m Σ ‖∇D(x̂)‖² at points x̂ between real and generated images (the emoji lab; Thanh-Tung et al. 2019)."""
+    return squared_gradient_norms(discriminator, between(real, fake, rng)).mean()
+
+
+def r1(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, rng: torch.Generator) -> Tensor:
+    """1/2m Σ ‖∇D(x)‖² at real images (Mescheder et al. 2018); `fake` and `rng` are not looked at."""
+    return 0.5 * squared_gradient_norms(discriminator, real).mean()
+
+
+PENALTIES = {"wgan-gp": wgan_gp, "zero-gp": zero_gp, "r1": r1}
 
 
 ########################################################################################################################
@@ -851,6 +1042,7 @@ ADVICE = "the last checkpoint is whole: --resume, or begin again, with lower --l
 LONG, COLLAPSED = 1000, 0.25  # steps for which a trouble has lasted; share of the data's spread
 EMA_RAMP = 0.05  # while few images have been seen, the half-life is this share of them (Karras et al. 2022, EDM)
 MEASURES = ("d_loss", "g_loss", "d_real", "d_fake")
+SIDES = ("d_accuracy_real", "d_accuracy_fake")  # shares of real and generated images that D takes for what they are
 CLASS_MEASURES = ("class_loss", "accuracy")  # of the classification head, on each batch of real images
 VALIDATION_MEASURES = ("val_class_loss", "val_accuracy")
 TAGS = dict(  # of what each epoch measures, in TensorBoard
@@ -866,9 +1058,43 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def measures_with(classes: Sequence[str]) -> tuple[str, ...]:
-    """What a step measures: with a classification head for some classes, its loss and accuracy too."""
-    return MEASURES + CLASS_MEASURES if classes else MEASURES
+def measures_of(options: argparse.Namespace) -> tuple[str, ...]:
+    """What a step measures, which depends on the loss, the penalty and the classification head."""
+    sides = SIDES if options.loss in UNDECIDED else ()
+    penalty = () if options.penalty == "none" else ("penalty",)
+    return (*MEASURES, *sides, *penalty, *(CLASS_MEASURES if options.multitask else ()))
+
+
+class ReplayPool:
+    """Generated images of earlier steps, which D is shown beside new ones so that it does not forget them.
+
+    Each new image changes places with a random one of the pool with chance ½ (Shrivastava et al. 2017, section 2.3);
+    until the pool is full it only takes. It stays on the device: how many it holds is known without looking.
+    """
+
+    def __init__(self, size: int, shape: Sequence[int], device: torch.device):
+        self.images = torch.zeros(size, *shape, device=device)
+        self.labels = torch.zeros(size, dtype=torch.int64, device=device)
+        self.filled = 0
+
+    def swap(self, images: Tensor, labels: Tensor | None, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """As many images B×C×H×W, B ≤ size, as are given, and their labels: new ones and old ones."""
+        free = min(len(self.images) - self.filled, len(images))
+        if free:
+            self.images[self.filled : self.filled + free] = images[:free]
+            if labels is not None:
+                self.labels[self.filled : self.filled + free] = labels[:free]
+            self.filled += free
+            return images, labels
+        places = torch.randperm(len(self.images), generator=rng, device=rng.device)[: len(images)]
+        swapped = torch.rand(len(images), generator=rng, device=rng.device) < 0.5
+        old, mask = self.images[places].to(images.dtype), swapped[:, None, None, None]
+        self.images[places] = torch.where(mask, images, old).to(self.images.dtype)
+        if labels is not None:
+            old_labels = self.labels[places]
+            self.labels[places] = torch.where(swapped, labels, old_labels)
+            labels = torch.where(swapped, old_labels, labels)
+        return torch.where(mask, old, images), labels
 
 
 @dataclass
@@ -881,15 +1107,18 @@ class Run:
     average_d: Discriminator | None  # likewise of D's, with a classification head; the one that classifies
     optimizer_g: torch.optim.Optimizer
     optimizer_d: torch.optim.Optimizer
+    replay: ReplayPool | None
     rng: torch.Generator  # noise and flips, on the device
     bf16: bool
+    measures: tuple[str, ...]  # what each step measures
     totals: Tensor  # the sums of the measures of the steps since the last row of log.csv, on the device
     finite: Tensor  # for each measure, after how many of these steps its sum was finite
     waiting: int = 0  # the number of these steps
     epoch: int = 0  # whole epochs done
-    step: int = 0
+    step: int = 0  # iterations done, of `planned`
+    planned: int = 1
     seen: int = 0  # images of the epoch under way
-    seconds: float = 0.0  # of training in the epoch under way
+    seconds: float = 0.0  # of training since the last row of epochs.csv
     log: list[dict[str, float]] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)
 
@@ -909,11 +1138,6 @@ class Run:
         return {"generator": self.optimizer_g, "discriminator": self.optimizer_d}
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        """What each step measures."""
-        return measures_with(self.discriminator.architecture["classes"])
-
-    @property
     def log_columns(self) -> tuple[str, ...]:
         """The columns of log.csv."""
         return ("step", "epoch", *self.measures, "images_per_s")
@@ -924,10 +1148,14 @@ class Run:
         of_head = VALIDATION_MEASURES if self.discriminator.head is not None else ()
         return ("epoch", "step", *self.measures, *of_head, "diversity", "images_per_s", "seconds", "warning")
 
-    def noise(self, count: int) -> Tensor:
-        """Fresh z, count×latent_dim."""
-        dim = self.generator.architecture["latent_dim"]
-        return torch.randn(count, dim, generator=self.rng, device=self.rng.device)
+    def inputs(self, count: int, labels: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Fresh noise z, count×latent_dim, and for a conditional G the labels as one-hot y: what G takes."""
+        dim, latent, classes = (self.generator.architecture[key] for key in ("latent_dim", "latent", "classes"))
+        if latent == "uniform":
+            z = torch.rand(count, dim, generator=self.rng, device=self.rng.device) * 2 - 1
+        else:
+            z = torch.randn(count, dim, generator=self.rng, device=self.rng.device)
+        return (z, one_hot(labels, len(classes))) if classes else (z,)
 
     def autocast(self) -> torch.autocast:
         """Convolutions in bfloat16 where that is faster; weights, losses and optimizers stay float32."""
@@ -937,9 +1165,32 @@ class Run:
 def make_networks(
     options: argparse.Namespace, channels: int, classes: Sequence[str]
 ) -> tuple[Generator, Discriminator]:
-    """G and D as the options ask for them; a head for the classes, if there are any."""
-    generator = Generator(options.image_size, channels, options.latent_dim, options.width_g)
-    return generator, Discriminator(options.image_size, channels, options.width_d, options.negative_slope, classes)
+    """G and D as the options ask for them: for a head, or conditional, with the names of the classes."""
+    common = {name: getattr(options, name) for name in ("image_size", "arch", "kernel", "bias", "init")}
+    norm_g, _, norm_d = options.norm.partition(",")
+    generator = Generator(
+        **common,
+        channels=channels,
+        latent_dim=options.latent_dim,
+        width=options.width_g,
+        upsample=options.upsample,
+        norm=norm_g,
+        negative_slope=options.negative_slope_g,
+        latent=options.latent,
+        classes=classes if options.conditional else (),
+    )
+    discriminator = Discriminator(
+        **common,
+        channels=channels,
+        width=options.width_d,
+        negative_slope=options.negative_slope,
+        classes=classes,
+        conditional=options.conditional,
+        norm=norm_d or norm_g,
+        dropout=options.dropout,
+        spectral_norm=options.spectral_norm,
+    )
+    return generator, discriminator
 
 
 def make_run(
@@ -950,18 +1201,20 @@ def make_run(
     generator, discriminator = make_networks(options, channels, classes)
     for network in (generator, discriminator):
         network.to(device, memory_format=torch.channels_last)  # the layout that bf16 kernels and tensor cores want
-    measures = len(measures_with(classes))
+    shape, measures = (channels, options.image_size, options.image_size), measures_of(options)
     return Run(
         generator,
         discriminator,
         average_g=deepcopy(generator).requires_grad_(False).eval(),
-        average_d=deepcopy(discriminator).requires_grad_(False).eval() if classes else None,
+        average_d=deepcopy(discriminator).requires_grad_(False).eval() if options.multitask else None,
         optimizer_g=OPTIMIZERS[options.optimizer](generator.parameters(), options.lr_g, options),
         optimizer_d=OPTIMIZERS[options.optimizer](discriminator.parameters(), options.lr_d, options),
+        replay=ReplayPool(options.replay, shape, device) if options.replay else None,
         rng=torch.Generator(device).manual_seed(options.seed + 1),  # not the stream that the weights were drawn from
         bf16=bf16,
-        totals=torch.zeros(measures, device=device),
-        finite=torch.zeros(measures, device=device),
+        measures=measures,
+        totals=torch.zeros(len(measures), device=device),
+        finite=torch.zeros(len(measures), device=device),
     )
 
 
@@ -982,33 +1235,54 @@ def running_averages_kept(network: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def discriminator_step(
-    run: Run,
-    real: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    labels: Tensor | None = None,
-    class_weight: float = 1.0,
-) -> tuple[Tensor, ...]:
-    """One update of D on real images B×C×H×W and as many fakes; returns J(D) and the mean scores, on the device.
+def instance_noise(run: Run, images: Tensor, options: argparse.Namespace) -> Tensor:
+    """Images with normal noise that fades over the run, so that real and generated ones overlap (Sønderby et al. 2017).
 
-    With labels B the update is that of J(D_total) = J(D) + class_weight · J(C), where J(C) is the loss of the
-    classification head on the real images, and J(C) and the head's accuracy are returned, too.
+    Its deviation falls linearly from `instance_noise` to 0, in units of the range (-1, 1).
     """
+    deviation = options.instance_noise * max(0.0, 1 - run.step / run.planned)
+    if not deviation:
+        return images
+    noise = torch.randn(images.shape, generator=run.rng, device=run.rng.device)
+    return images + deviation * noise.to(images.dtype)
+
+
+def discriminator_step(
+    run: Run, real: Tensor, options: argparse.Namespace, labels: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """One update of D on real images B×C×H×W and as many fakes; returns what it measures, on the device.
+
+    That is J(D), the mean scores and, where the loss has an undecided score, the shares of real and generated images on
+    the right side of it. What the options ask for is added: the penalty (times its weight, it joins J(D)); with a
+    classification head and labels B, J(C) on the real images and its accuracy: the update is then that of J(D_total) =
+    J(D) + class_weight · J(C). A conditional D is shown the labels with the real images and the fakes made for them.
+    """
+    network = run.discriminator
     with run.autocast():
         with torch.no_grad():  # D's step does not reach into G
-            fake = run.generator(run.noise(len(real)))
+            fake = run.generator(*run.inputs(len(real), labels))
+        shown, shown_labels = run.replay.swap(fake, labels, run.rng) if run.replay else (fake, labels)
+        real, shown = instance_noise(run, real, options), instance_noise(run, shown, options)
         # Apart, so that batch norm never mixes the statistics of real and fake images.
-        features = run.discriminator.features(real)
-        real_score = run.discriminator.score(features).flatten()
-        logits = None if labels is None else run.discriminator.head(features)
-        with running_averages_kept(run.discriminator):
-            fake_score = run.discriminator(fake)
+        features = network.features(network.with_planes(real, labels))
+        real_score = network.score(features).flatten()
+        logits = None if network.head is None else network.head(features)
+        with running_averages_kept(network):
+            fake_score = network(shown, shown_labels)
     real_score, fake_score = real_score.float(), fake_score.float()
-    value = total = loss(real_score, fake_score)
+    smoothed = {"target": 1 - options.label_smoothing} if options.loss in SMOOTHABLE else {}
+    value = total = LOSSES[options.loss][0](real_score, fake_score, **smoothed)
     measures = [value, real_score.mean(), fake_score.mean()]
+    if (middle := UNDECIDED.get(options.loss)) is not None:
+        measures += [(real_score > middle).float().mean(), (fake_score < middle).float().mean()]
+    if options.penalty != "none":  # in float32: a gradient's gradient needs it
+        with running_averages_kept(network):
+            penalty = PENALTIES[options.penalty](lambda x: network(x, labels), real.float(), fake.float(), run.rng)
+        total = total + options.penalty_weight * penalty
+        measures.append(penalty)
     if logits is not None:
         class_loss = classification_loss(logits.float(), labels)
-        total = value + class_weight * class_loss
+        total = total + options.class_weight * class_loss
         measures += [class_loss, (logits.argmax(1) == labels).float().mean()]
     run.optimizer_d.zero_grad()
     total.backward()
@@ -1016,12 +1290,13 @@ def discriminator_step(
     return tuple(measure.detach() for measure in measures)
 
 
-def generator_step(run: Run, count: int, loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """One update of G on `count` fresh noise vectors; returns its loss, on the device."""
+def generator_step(run: Run, count: int, options: argparse.Namespace, labels: Tensor | None = None) -> Tensor:
+    """One update of G on `count` fresh noise vectors, for labels B if conditional; returns its loss, on the device."""
     run.discriminator.requires_grad_(False)  # the gradient passes through D; D's own is not wanted
     with run.autocast(), running_averages_kept(run.discriminator):
-        fake_score = run.discriminator(run.generator(run.noise(count))).float()
-    value = loss(fake_score)
+        fake = instance_noise(run, run.generator(*run.inputs(count, labels)), options)
+        fake_score = run.discriminator(fake, labels).float()
+    value = LOSSES[options.loss][1](fake_score)
     run.optimizer_g.zero_grad()
     value.backward()
     run.optimizer_g.step()
@@ -1038,23 +1313,36 @@ def ema_decay(step: int, batch_size: int, half_life: float) -> float:
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     """average <- decay · average + (1 - decay) · network, for weights and batch-norm statistics."""
-    averaged, current = (
-        [t for t in [*n.parameters(), *n.buffers()] if t.is_floating_point()] for n in (average, network)
-    )
+    averaged, current = [], []
+    for (name, old), (_, new) in zip(named_tensors(average), named_tensors(network), strict=True):
+        if name.endswith(("._u", "._v")):  # spectral norm's singular vectors: a mean of unit vectors is none
+            old.copy_(new)
+        elif old.is_floating_point():
+            averaged.append(old)
+            current.append(new)
     get_ema_multi_avg_fn(decay)(averaged, current, None)
 
 
-def train_step(run: Run, real: Tensor, options: argparse.Namespace, labels: Tensor | None = None) -> Tensor:
-    """D's step, G's step, the averages; returns run.measures as a tensor on the device: nothing is read back here."""
-    discriminator_loss, generator_loss = LOSSES[options.loss]
-    d_loss, d_real, d_fake, *of_head = discriminator_step(run, real, discriminator_loss, labels, options.class_weight)
-    g_loss = generator_step(run, len(real), generator_loss)
+def named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+    """All parameters, then all buffers, by name."""
+    return [*network.named_parameters(), *network.named_buffers()]
+
+
+def train_step(run: Run, batches: Sequence[tuple[Tensor, Tensor | None]], options: argparse.Namespace) -> Tensor:
+    """An iteration: a step of D on each batch (images, labels), one of G, the averages.
+
+    Returns run.measures as a tensor on the device, those of D as means over its steps: nothing is read back here.
+    """
+    of_d = torch.stack([torch.stack(discriminator_step(run, real, options, labels)) for real, labels in batches]).mean(
+        0
+    )
+    real, labels = batches[-1]
+    g_loss = generator_step(run, len(real), options, labels)
     run.step += 1
     decay = ema_decay(run.step, len(real), options.ema)
-    update_average(run.average_g, run.generator, decay)
-    if run.average_d is not None:
-        update_average(run.average_d, run.discriminator, decay)
-    return torch.stack([d_loss, g_loss, d_real, d_fake, *of_head])
+    for name, average in run.averages.items():
+        update_average(average, run.networks[name], decay)
+    return torch.cat([of_d[:1], g_loss[None], of_d[1:]])
 
 
 def choose_device(name: str) -> torch.device:
@@ -1069,50 +1357,76 @@ def choose_device(name: str) -> torch.device:
     raise UserError(f"--device {name}: not available on this machine")
 
 
-def bf16_pays(options: argparse.Namespace, channels: int, device: torch.device) -> bool:
+def bf16_pays(options: argparse.Namespace, channels: int, device: torch.device, classes: Sequence[str]) -> bool:
     """Whether bfloat16 is faster: known of NVIDIA's GPUs, found out on a CPU by timing a small step both ways."""
     if device.type != "cpu":
         return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     size = options.image_size
-    images = torch.randn(max(2, min(64, 2**16 // size**2)), size, size, channels).permute(0, 3, 1, 2)
-    runs = {bf16: make_run(options, channels, device, bf16) for bf16 in (True, False)}
+    count = max(2, min(64, 2**16 // size**2))
+    batches = blank_batches(count, options, channels, device)
+    options = argparse.Namespace(**{**vars(options), "replay": 0})
+    runs = {bf16: make_run(options, channels, device, bf16, classes) for bf16 in (True, False)}
     seconds = {True: [], False: []}
     for _ in range(8):
         for bf16, run in runs.items():
             start = time.perf_counter()
-            train_step(run, images, options)
+            train_step(run, batches, options)
             seconds[bf16].append(time.perf_counter() - start)
     return min(seconds[True]) < min(seconds[False])  # the minimum: whatever else the machine does only ever adds
 
 
-def train_epoch(
-    run: Run, images: Images, limit: int, options: argparse.Namespace, stop: Callable[[], bool] = lambda: False
-) -> Iterator[dict[str, float]]:
-    """Go through the epoch's images from `run.seen` to `limit` in batches; `stop` may end it between two steps.
+def blank_batches(
+    count: int, options: argparse.Namespace, channels: int, device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """Batches such as an iteration takes, of grey noise, to try how fast or how large a step can be."""
+    images = torch.randn(count, options.image_size, options.image_size, channels, device=device).permute(0, 3, 1, 2)
+    return [(images, torch.zeros(count, dtype=torch.int64, device=device))] * options.d_steps
 
-    Yields rows of log.csv, means over up to `log_every` steps. The measures add up on the device; a GPU is waited for
-    only where a row is made. Raises UserError (status 1) where a measure is not finite.
+
+def next_batch(run: Run, images: Images, options: argparse.Namespace, order: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The next real images of the epoch, and their labels if a network needs them."""
+    index = order[run.seen : run.seen + options.batch_size]
+    run.seen += options.batch_size
+    real = real_batch(images.pixels, index, options.flip, run.rng)
+    if not (options.multitask or options.conditional):
+        return real, None
+    return real, images.labels[index].to(real.device, non_blocking=True)
+
+
+def train_leg(
+    run: Run, images: Images, steps: int, options: argparse.Namespace, stop: Callable[[], bool] = lambda: False
+) -> Iterator[dict[str, float]]:
+    """Do `steps` iterations, `d_steps` batches of new real images each; `stop` may end them between two.
+
+    Goes from epoch to epoch where the images of one no longer make a batch. Yields rows of log.csv, means over up to
+    `log_every` iterations. The measures add up on the device; a GPU is waited for only where a row is made. Raises
+    UserError (status 1) where a measure is not finite.
     """
-    batch, device = options.batch_size, run.rng.device
-    order = epoch_order(len(images.pixels), options.seed, run.epoch + 1).to(images.pixels.device)
+    batch, device, order = options.batch_size, run.rng.device, None
     began, timed = time.perf_counter(), 0
-    while run.seen + batch <= limit and not stop():
-        index = order[run.seen : run.seen + batch]
-        real = real_batch(images.pixels, index, options.flip, run.rng)
-        labels = images.labels[index].to(device, non_blocking=True) if run.average_d is not None else None
-        run.totals += train_step(run, real, options, labels)
+    for left in range(steps, 0, -1):
+        if stop():
+            break
+        batches = []
+        for _ in range(options.d_steps):
+            if run.seen + batch > len(images.pixels):
+                run.epoch, run.seen, order = run.epoch + 1, 0, None
+            if order is None:
+                order = epoch_order(len(images.pixels), options.seed, run.epoch + 1).to(images.pixels.device)
+            batches.append(next_batch(run, images, options, order))
+        run.totals += train_step(run, batches, options)
         run.finite += run.totals.isfinite()
-        run.seen, run.waiting, timed = run.seen + batch, run.waiting + 1, timed + 1
-        row_is_due = run.waiting >= options.log_every or run.seen + batch > limit
+        run.waiting, timed = run.waiting + 1, timed + 1
+        row_is_due = run.waiting >= options.log_every or left == 1
         if (row_is_due or device.type == "cpu") and not run.totals.isfinite().all():  # the wait
             raise UserError(diverged(run), 1)
         if row_is_due:
             seconds = time.perf_counter() - began
             run.seconds += seconds
-            yield logged(run) | {"images_per_s": timed * batch / seconds}
+            yield logged(run) | {"images_per_s": timed * batch * options.d_steps / seconds}
             began, timed = time.perf_counter(), 0
     run.seconds += time.perf_counter() - began
-    if run.waiting and run.seen + batch > limit:  # resumed with a batch that no longer fits into the epoch
+    if run.waiting and not steps:  # resumed with a batch that no longer fits into the epoch
         yield logged(run) | {"images_per_s": 0.0}
 
 
@@ -1197,15 +1511,17 @@ def pixel_spread(pixels: np.ndarray | Tensor) -> float:
     return float(np.asarray(pixels, dtype=np.float32).std(0).mean())
 
 
-def epoch_row(run: Run, measured: dict[str, float], loss: str) -> dict[str, Any]:
-    """A row of epochs.csv for the epoch just done: the means over its steps, what is given, and a warning."""
-    rows = [row for row in run.log if row["epoch"] == run.epoch]
+def epoch_row(run: Run, measured: dict[str, float], options: argparse.Namespace) -> dict[str, Any]:
+    """A row of epochs.csv for the steps since the last one: their means, what is given, and a warning."""
     before = run.epochs[-1]["step"] if run.epochs else 0
+    rows = [row for row in run.log if row["step"] > before]
     steps = np.diff([before, *(row["step"] for row in rows)])  # that each row is the mean of
     means = {name: float(np.average([row[name] for row in rows], weights=steps)) for name in run.measures}
-    row = {"epoch": run.epoch, "step": run.step, **means, **measured}
-    row |= {"images_per_s": run.seen / run.seconds, "seconds": run.seconds}
-    begun = [trouble for trouble in troubles([*run.epochs, row], loss) if trouble not in troubles(run.epochs, loss)]
+    row = {"epoch": run.epoch + (run.seen > 0), "step": run.step, **means, **measured}
+    seen = (run.step - before) * options.batch_size * options.d_steps
+    row |= {"images_per_s": seen / run.seconds, "seconds": run.seconds}
+    known = troubles(run.epochs, options.loss)
+    begun = [trouble for trouble in troubles([*run.epochs, row], options.loss) if trouble not in known]
     return row | {"warning": "; ".join(begun)}
 
 
@@ -1219,11 +1535,12 @@ def troubles(epochs: list[dict[str, Any]], loss: str) -> list[str]:
     recent = epochs[-max(3, len(recent)) :]
     if len(recent) < 3 or recent[0]["step"] < LONG:
         return []
-    undecided = torch.full((1,), UNDECIDED[loss])
-    d_undecided, g_undecided = LOSSES[loss][0](undecided, undecided), LOSSES[loss][1](undecided)
     found = []
-    if all(row["d_loss"] < d_undecided / 10 and row["g_loss"] > 2 * g_undecided for row in recent):
-        found.append("D has won and teaches G next to nothing: try a lower --lr-d or a higher --lr-g")
+    if loss in UNDECIDED:
+        undecided = torch.full((1,), UNDECIDED[loss])
+        d_undecided, g_undecided = LOSSES[loss][0](undecided, undecided), LOSSES[loss][1](undecided)
+        if all(row["d_loss"] < d_undecided / 10 and row["g_loss"] > 2 * g_undecided for row in recent):
+            found.append("D has won and teaches G next to nothing: try a lower --lr-d or a higher --lr-g")
     if all(row["diversity"] < COLLAPSED for row in recent):
         found.append("the samples hardly differ, G has collapsed: try lower --lr-g and --lr-d or another --seed")
     return found
@@ -1240,26 +1557,38 @@ def grid(images: np.ndarray, columns: int, gap: int, fill: float) -> np.ndarray:
     return canvas
 
 
-def sheet(images: np.ndarray) -> Image.Image:
-    """A square of uint8 images n×H×W[×3] on white; images under 64 pixels are enlarged by a whole number."""
+def sheet(images: np.ndarray, columns: int | None = None) -> Image.Image:
+    """Uint8 images n×H×W[×3] on white, in a square without `columns`; those under 64 pixels are enlarged evenly."""
     scale = max(1, 64 // images.shape[1])
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    return Image.fromarray(grid(images, columns=math.ceil(math.sqrt(len(images))), gap=2, fill=255))
+    return Image.fromarray(grid(images, columns or math.ceil(math.sqrt(len(images))), gap=2, fill=255))
 
 
-def by_epoch(folder: Path, suffix: str, last: int) -> list[Path]:
-    """The files epoch_N.suffix, N ≤ last, in the order of N, which may have grown out of its four digits.
+def sheet_columns(generator: Generator, count: int) -> int | None:
+    """The columns of a sheet of labels in turn: one for each class, if that many images fill two rows."""
+    classes = len(generator.architecture["classes"])
+    return classes if 0 < classes <= count // 2 else None
 
-    After a resume from an early checkpoint there are later ones, which stay until the run comes to their epoch.
+
+def sheet_count(generator: Generator) -> int:
+    """How many samples a run's sheets have: 8 rows of a column for each class of a conditional G, else 64."""
+    classes = len(generator.architecture["classes"])
+    return 8 * classes if 0 < classes <= 100 else SHEET
+
+
+def numbered(folder: Path, unit: str, suffix: str, last: int) -> list[Path]:
+    """The files <unit>_N.suffix, N ≤ last, in the order of N, which may have grown out of its digits.
+
+    After a resume from an early checkpoint there are later ones, which stay until the run comes to them.
     """
-    numbers = {path: path.stem.removeprefix("epoch_") for path in folder.glob(f"epoch_*{suffix}")}
+    numbers = {path: path.stem.removeprefix(f"{unit}_") for path in folder.glob(f"{unit}_*{suffix}")}
     found = {path: int(number) for path, number in numbers.items() if number.isdecimal() and int(number) <= last}
     return sorted(found, key=found.__getitem__)
 
 
-def save_gif(out: Path, last: int, most: int = 100) -> None:
-    """`samples/progress.gif`: the sheets of the epochs up to `last`, evenly thinned to at most `most` frames."""
-    paths = by_epoch(out / "samples", ".png", last)
+def save_gif(out: Path, unit: str, last: int, most: int = 100) -> None:
+    """`samples/progress.gif`: the sheets up to number `last`, evenly thinned to at most `most` frames."""
+    paths = numbered(out / "samples", unit, ".png", last)
     paths = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int))]
     frames = []
     for path in paths:
@@ -1273,19 +1602,28 @@ def save_gif(out: Path, last: int, most: int = 100) -> None:
     first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
-def draw_epoch(run: Run, out: Path, samples: np.ndarray, options: argparse.Namespace, log: RunLog, last: bool) -> None:
-    """The curves, a sheet of samples every `sample_every` epochs, the weights at 1, 2, 5, 10, 20 … and last."""
+def draw(run: Run, out: Path, samples: np.ndarray, options: argparse.Namespace, log: RunLog, last: bool) -> None:
+    """The curves, a sheet of samples every `sample_every`, the weights at 1, 2, 5, 10, 20 … and last."""
     plot_losses(run, out, LOSS_NAMES[options.loss])
     if run.discriminator.head is not None:
         plot_classifier(run, out)
-    if last or run.epoch % options.sample_every == 0:
-        picture = sheet(samples if options.image_size <= 256 else samples[:16])
-        picture.save(out / "samples" / f"epoch_{run.epoch:04d}.png")
+    unit, number, name = milestone(run, options.iterations)
+    if last or number % options.sample_every == 0:
+        shown = samples if options.image_size <= 256 else samples[:16]
+        picture = sheet(shown, sheet_columns(run.generator, len(shown)))
+        picture.save(out / "samples" / f"{name}.png")
         log.add_picture("samples/fixed_noise", picture)
-    if last or f"{run.epoch}".rstrip("0") in ("1", "2", "5"):
-        plot_weights(run, out)
+    if last or f"{number}".rstrip("0") in ("1", "2", "5"):
+        plot_weights(run, out, options.iterations)
     if last:
-        save_gif(out, run.epoch)
+        save_gif(out, unit, number)
+
+
+def milestone(run: Run, iterations: int | None) -> tuple[str, int, str]:
+    """What a run's progress is counted in, how many of them it has done, and the name of what is written there."""
+    if iterations:
+        return "iteration", run.step, f"iteration_{run.step:06d}"
+    return "epoch", run.epoch, f"epoch_{run.epoch:04d}"
 
 
 @contextmanager
@@ -1377,13 +1715,15 @@ def draw_layer(axes: Any, weight: Tensor, at_pixels: bool) -> str:
     return kind + ", a row per output" * (outputs > 1) + f" (blue −{limit:.2g}, red +{limit:.2g})"
 
 
-def plot_weights(run: Run, out: Path) -> None:
+def plot_weights(run: Run, out: Path, iterations: int | None = None) -> None:
     """`weights/<network>_epoch_N.png`: the layer at the pixels as filters, the others as kernels, a histogram each."""
     from matplotlib.figure import Figure
 
-    for title, network in run.networks.items():
+    _, _, name = milestone(run, iterations)
+    for title, trained in run.networks.items():
+        network = deepcopy(trained).eval()  # in training mode looking at a spectrally normalised weight changes it
         layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
-        at_pixels = layers[-1 if network is run.generator else 0]
+        at_pixels = layers[-1 if trained is run.generator else 0]
         inch = 1 / (2.3 * len(layers))  # of the figure's height; fixed margins, for a layout engine would draw it twice
         figure = Figure(figsize=(12, 1 / inch), dpi=80)
         figure.suptitle(f"Weights of the {title} after epoch {run.epoch} (iteration {run.step:,})")
@@ -1395,28 +1735,34 @@ def plot_weights(run: Run, out: Path) -> None:
             histogram.set(title=f"standard deviation {weight.std():.3g}", xlabel="weight", ylabel="count")
             histogram.spines[["top", "right"]].set_visible(False)
             histogram.locator_params(nbins=5)
-            if isinstance(layer, nn.ConvTranspose2d) and layer is not at_pixels:
-                weight = weight.transpose(0, 1)  # torch keeps it as inputs × outputs, which is filters × channels
+            # Torch keeps a transposed convolution's weight as inputs × outputs. At the pixels of G inputs are filters.
+            if isinstance(layer, nn.ConvTranspose2d) != (layer is at_pixels and trained is run.generator):
+                weight = weight.transpose(0, 1)
             elif layer is getattr(network, "project", None):  # a number of z adds a base×base map to each channel
                 weight = weight.unflatten(0, (-1, network.base, network.base)).permute(0, 3, 1, 2)
             elif isinstance(layer, nn.Linear):  # of the head, whose first layer sees maps of base×base
                 side = network.base if layer is network.head[1] else 1
                 weight = weight.unflatten(1, (-1, side, side))
-            picture.set_title(f"{type(layer).__name__} {draw_layer(picture, weight, layer is at_pixels)}", loc="left")
+            if layer is at_pixels:
+                weight = weight[:, : network.architecture["channels"]]  # not those of the class planes
+            kind = type(layer).__name__.removeprefix("Parametrized")
+            picture.set_title(f"{kind} {draw_layer(picture, weight, layer is at_pixels)}", loc="left")
             picture.set_axis_off()
             picture.set_anchor("NW")
-        figure.savefig(out / "weights" / f"{title}_epoch_{run.epoch:04d}.png")
+        figure.savefig(out / "weights" / f"{title}_{name}.png")
 
 
 ########################################################################################################################
 #                                            Checkpoints and saved models                                              #
 ########################################################################################################################
 
-CHECKPOINT_FORMAT, MODEL_FORMAT = "rollnumber_04 checkpoint 3", "rollnumber_04 model 1"
+CHECKPOINT_FORMAT, MODEL_FORMAT = "rollnumber_04 checkpoint 4", "rollnumber_04 model 1"
 COUNTERS = {"epoch": int, "step": int, "seen": int, "waiting": int, "seconds": float}  # of a run and its checkpoints
-PARTS = ("options", "architecture", "networks", "average", "optimizers", "rng", "sums", "history")
+PARTS = ("options", "architecture", "networks", "average", "optimizers", "rng", "sums", "replay", "history")
+SHAPING = "image_size arch upsample kernel width_g width_d latent_dim norm spectral_norm bias multitask conditional"
 FIXED_OPTIONS = {  # that a resumed run cannot change, and what of the checkpoint depends on them
-    **dict.fromkeys(("image_size", "latent_dim", "width_g", "width_d", "multitask"), "has networks made with"),
+    **dict.fromkeys(SHAPING.split(), "has networks made with"),
+    "latent": "was trained with",
     "validation_split": "was trained with",  # on what would now be held out
 }
 
@@ -1488,12 +1834,13 @@ def snapshot(run: Run) -> dict[str, Any]:
         },
         **{name: getattr(run, name) for name in COUNTERS},
         "sums": {"totals": run.totals, "finite": run.finite},
+        "replay": vars(run.replay) if run.replay else {},
         "history": {"log": run.log, "epochs": run.epochs},
     }
 
 
-def save_run(run: Run, out: Path, facts: dict[str, Any], numbered: bool) -> None:
-    """Write the models, if `numbered` `checkpoints/epoch_NNNN.pt` (the newest `keep` stay), and `last.pt`.
+def save_run(run: Run, out: Path, facts: dict[str, Any], keep: bool) -> None:
+    """Write the models, if to `keep` `checkpoints/epoch_NNNN.pt` (the newest of them stay), and `last.pt`.
 
     last.pt comes last, so that what a crash leaves out is written when the run goes on. Raises OSError, and UserError
     (status 1) instead of saving numbers that are not finite, as after a gradient that was not.
@@ -1508,9 +1855,10 @@ def save_run(run: Run, out: Path, facts: dict[str, Any], numbered: bool) -> None
     training = {"epoch": run.epoch, "step": run.step} | {name: facts[name] for name in passed_on}
     for name, network in run.averages.items():
         save_model(out / f"{name}.safetensors", {name: network}, training)
-    if numbered:
-        write_whole(out / "checkpoints" / f"epoch_{run.epoch:04d}.pt", stream.getvalue())
-        for old in by_epoch(out / "checkpoints", ".pt", run.epoch)[: -facts["keep"]]:
+    if keep:
+        unit, number, name = milestone(run, facts["iterations"])
+        write_whole(out / "checkpoints" / f"{name}.pt", stream.getvalue())
+        for old in numbered(out / "checkpoints", unit, ".pt", number)[: -facts["keep"]]:
             old.unlink(missing_ok=True)
     write_whole(out / "checkpoints" / "last.pt", stream.getvalue())
 
@@ -1573,17 +1921,20 @@ def difference(found: Any, expected: Any, name: str) -> str:
 def check_checkpoint(saved: dict[str, Any], path: Path, options: argparse.Namespace) -> None:
     """Raise UserError unless a checkpoint holds a run of its own options, before anything of its size is built."""
     of = {name: checked_architecture(path, name, saved["architecture"].get(name)) for name in NETWORKS}
-    channels, classes = of["generator"]["channels"], of["discriminator"]["classes"] if options.multitask else ()
+    channels, classes = of["generator"]["channels"], of["discriminator"]["classes"]
     if options.image_size not in SIZES:
         raise UserError(f"{path}: its options are wrong: --image-size {options.image_size}")
     with torch.device("meta"):  # shapes without memory
         networks = dict(zip(NETWORKS, make_networks(options, channels, classes), strict=True))
         states = {name: network.state_dict() for name, network in networks.items()}
-        sums = torch.zeros(len(measures_with(classes)))
-    averaged = {name: state for name, state in states.items() if name == "generator" or classes}
+        sums = torch.zeros(len(measures_of(options)))
+    averaged = {name: state for name, state in states.items() if name == "generator" or options.multitask}
     if wrong := next((name for name, network in networks.items() if network.architecture != of[name]), ""):
         raise UserError(f"{path}: its {wrong} is not that of its options")
     expected = {"networks": states, "average": averaged, "sums": {"totals": sums, "finite": sums}}
+    if options.replay:
+        shape = (channels, options.image_size, options.image_size)
+        expected["replay"] = vars(ReplayPool(options.replay, shape, torch.device("meta")))
     wrong = next((said for part in expected if (said := difference(saved[part], expected[part], part))), "")
     for name, network in networks.items():
         wrong = wrong or optimizer_difference(saved["optimizers"].get(name), network, options)
@@ -1626,6 +1977,10 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
             optimizer.load_state_dict({"state": saved["optimizers"][name]["state"], "param_groups": groups})
     for name in COUNTERS:
         setattr(run, name, saved[name])
+    if run.replay and saved["options"].get("replay") == options.replay:
+        run.replay.images.copy_(saved["replay"]["images"])
+        run.replay.labels.copy_(saved["replay"]["labels"])
+        run.replay.filled = min(max(0, saved["replay"]["filled"]), options.replay)
     run.totals.copy_(saved["sums"]["totals"])
     run.finite.copy_(saved["sums"]["finite"])
     for name, columns in (("log", run.log_columns), ("epochs", run.epoch_columns)):
@@ -1633,8 +1988,9 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
         if not is_table(rows, columns, run.step):
             raise UserError(f"{options.resume}: its history is not that of a run with these options")
         setattr(run, name, rows)
-    if run.seen and not run.waiting and not any(row["epoch"] == run.epoch + 1 for row in run.log):
-        raise UserError(f"{options.resume}: its history lacks the epoch under way")
+    before = run.epochs[-1]["step"] if run.epochs else 0
+    if run.step - before > run.waiting and not any(row["step"] > before for row in run.log):
+        raise UserError(f"{options.resume}: its history lacks the steps since step {before:,}")
     if saved["rng"].get("device") != run.rng.device.type:
         run.rng.manual_seed(options.seed + 1 + run.step)
         say("note: the checkpoint is from another kind of device; the noise goes on from another state")
@@ -1669,6 +2025,14 @@ LIMITS: dict[str, Callable[[Any], bool]] = {
     "latent_dim": lambda x: type(x) is int and 1 <= x <= 4096,
     "width": lambda x: type(x) is int and 1 <= x <= 1024,
     "negative_slope": lambda x: type(x) in (int, float) and 0 <= x <= 1,
+    "dropout": lambda x: type(x) in (int, float) and 0 <= x < 1,
+    "kernel": lambda x: type(x) is int and 1 <= x <= MOST_KERNEL,
+    "arch": lambda x: x in ARCHITECTURES,
+    "upsample": lambda x: x in UPSAMPLES,
+    "norm": lambda x: x in NORMS,
+    "latent": lambda x: x in LATENTS,
+    "init": lambda x: x in INITS,
+    **dict.fromkeys(("bias", "spectral_norm", "conditional"), lambda x: type(x) is bool),
     "classes": lambda x: isinstance(x, list) and len(x) <= MOST_CLASSES and all(map(is_class_name, x)),
 }
 
@@ -1683,8 +2047,10 @@ NETWORKS = {"generator": Generator, "discriminator": Discriminator}
 
 def checked_architecture(path: str | Path, name: str, architecture: Any) -> dict[str, Any]:
     """What a file says of a network, if it is one that can be made here. Raises UserError."""
-    if not isinstance(architecture, dict) or architecture.keys() != inspect.signature(NETWORKS[name]).parameters.keys():
+    defaults = {key: parameter.default for key, parameter in inspect.signature(NETWORKS[name]).parameters.items()}
+    if not isinstance(architecture, dict) or not {"image_size"} <= architecture.keys() <= defaults.keys():
         raise UserError(f"{path}: does not say what {name} its weights are of")
+    architecture = defaults | {"classes": []} | architecture  # older files do not know the later ones
     if not all(LIMITS[key](value) for key, value in architecture.items()):
         raise UserError(f"{path}: its {name} is not one that is made here: {str(architecture)[:200]}")
     return architecture
@@ -1721,7 +2087,7 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
         except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError):
             raise UserError(f"{path}: neither a .safetensors model nor a checkpoint, or damaged") from None
     kind = NETWORKS[name]
-    checked_architecture(path, name, architecture)
+    architecture = checked_architecture(path, name, architecture)
     with torch.device("meta"):
         expected = kind(**architecture).state_dict()
     if wrong := difference(weights, expected, name):
@@ -1736,8 +2102,30 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
 ########################################################################################################################
 
 # A preset is a named set of defaults; a flag that is given wins. `cifar10-ls` is the assignment: every default below.
-PRESETS: dict[str, dict[str, Any]] = {"cifar10-ls": {}}
-COMMANDS = ("train", "generate", "classify")
+EMOJI = dict(
+    image_size=32, upsample="nearest", kernel=5, norm="batch-inner,batch", width_d=64, negative_slope=0.0,
+    latent="uniform", batch_size=32, iterations=20_000, sample_every=200, lr_g=3e-4, lr_d=6e-4,
+)  # fmt: skip
+PRESETS: dict[str, dict[str, Any]] = {
+    "cifar10-ls": {},
+    "mnist-bce": dict(loss="bce", epochs=15, batch_size=64, ema=10_000),
+    "fashion-cwgan-gp": dict(
+        conditional=True, loss="wgan", penalty="wgan-gp", d_steps=5, norm="batch,none", bias=True, init="torch",
+        width_g=64, width_d=48, beta1=0.0, beta2=0.9, epochs=25, ema=10_000,
+    ),
+    "mnist-blocks": dict(
+        arch="blocks", upsample="nearest", kernel=3, width_g=64, dropout=0.3, bias=True, init="torch", loss="bce",
+        epochs=5, ema=10_000,
+    ),
+    "mnist-conv": dict(
+        norm="batch-inner", negative_slope_g=0.2, bias=True, init="dcgan", loss="bce", split="all", iterations=10_000,
+        sample_every=500, ema=10_000,
+    ),
+    "emoji-ls": EMOJI,
+    "emoji-ls-gp": EMOJI | dict(penalty="zero-gp", lr_g=3e-5, lr_d=6e-5),
+}  # fmt: skip
+MOST_KERNEL = 15
+COMMANDS = ("train", "generate", "interpolate", "classify")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -1771,6 +2159,15 @@ def number(kind: type, low: float, high: float, open_low: bool = False) -> Calla
     return parse
 
 
+def norms(text: str) -> str:
+    """An argparse type: the norm of both networks, or those of G and D with a comma between them."""
+    if not 1 <= text.count(",") + 1 <= 2 or not set(text.split(",")) <= set(NORMS):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not one of {', '.join(NORMS)}, nor two of them, as in batch,none"
+        )
+    return text
+
+
 def some_path(text: str) -> Path:
     """An argparse type: a path, but not the empty one of a shell's unset variable, which Path takes for this folder."""
     if not text or "\0" in text:
@@ -1785,11 +2182,13 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     description = {
         "train": f"Train a GAN on small images. Other commands, each with its --help: {', '.join(COMMANDS[1:])}.",
         "generate": "Draw images with a trained generator. Image i of a seed is the same however many are drawn.",
+        "interpolate": "Draw the images on a path between two noise vectors, or between two classes.",
         "classify": "Tell the classes of images with the discriminator of a run with --multitask.",
     }[command]
     parser = Parser(prog=prog, description=description, formatter_class=layout, allow_abbrev=False)
     whole, real = partial(number, int), partial(number, float)
     device = dict(default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 … or mps")
+    switch = dict(action=argparse.BooleanOptionalAction, default=False)
 
     if command != "train":
         parser.add_argument("model", type=some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
@@ -1799,17 +2198,29 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
             "images", type=some_path, nargs="+", metavar="IMAGE|DATA", help="image files, or a folder or file of data"
         )
         return parser
+    if command in ("generate", "interpolate"):
+        parser.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="image i of a seed is always the same")
     if command == "generate":
         parser.add_argument("--count", type=whole(1, 10**8), default=64, help="how many images")
-        parser.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="image i of a seed is always the same")
+        parser.add_argument("--label", metavar="CLASS", help="name or number, if conditional; in turn if left out")
         parser.add_argument(
             "--out", type=some_path, required=True, metavar="PATH", help="x.png (a sheet), x.npz or a new folder"
         )
         return parser
+    if command == "interpolate":
+        parser.add_argument("--rows", type=whole(1, 100), default=8, help="paths, one below the other")
+        parser.add_argument("--steps", type=whole(2, 1000), default=10, help="images on a path, both ends among them")
+        parser.add_argument("--spherical", action="store_true", help="along a great circle, instead of straight")
+        parser.add_argument(
+            "--labels", metavar="A,B", help="between two classes of a conditional generator, at fixed z"
+        )
+        parser.add_argument("--out", type=some_path, required=True, metavar="PATH", help="x.png (a sheet) or x.gif")
+        return parser
 
     group = parser.add_argument_group("main")
     group.add_argument("--preset", choices=PRESETS, default="cifar10-ls", help="a named set of defaults")
-    group.add_argument("--epochs", type=whole(1, 10**6), default=50, help="passes over the data")
+    group.add_argument("--epochs", type=whole(1, 10**6), help="passes over the data (50)")
+    group.add_argument("--iterations", type=whole(1, 10**8), metavar="N", help="steps of G, instead of --epochs")
     group.add_argument("--batch-size", type=whole(2, 2**16), default=64, help="images a step")
     group.add_argument("--seed", type=whole(0, 2**31 - 1), help="of everything random; drawn and printed if left out")
     group.add_argument(
@@ -1822,20 +2233,43 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     names = ("cifar10", "cifar100", "mnist", "fashion-mnist")
     group.add_argument("--download", choices=names, help="fetch it into --data (or ./data) first, by torchvision")
     group.add_argument("--image-size", type=whole(1, 1024), help="pixels a side; the images' own if left out")
-    group.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror half of the images")
+    group.add_argument("--flip", **switch, help="mirror half of the images")
     group.add_argument("--skip-unreadable", action="store_true", help="leave damaged images out instead of stopping")
 
     group = parser.add_argument_group("networks")
+    group.add_argument(
+        "--arch", choices=ARCHITECTURES, default="dcgan", help="a convolution a stage, or blocks of two and three"
+    )
+    group.add_argument("--upsample", choices=UPSAMPLES, default="deconv", help="how G's stages double the size")
+    group.add_argument("--kernel", type=whole(1, MOST_KERNEL), default=4, help="side of the convolutions' kernels")
     group.add_argument("--width-g", type=whole(1, 1024), default=32, help="channels of G's last hidden stage")
     group.add_argument("--width-d", type=whole(1, 1024), default=32, help="channels of D's first stage")
     group.add_argument("--latent-dim", type=whole(1, 4096), default=100, help="numbers in the noise z")
-    group.add_argument("--negative-slope", type=real(0, 1), default=0.2, help="of D's leaky ReLU; 0 is a ReLU")
+    group.add_argument("--latent", choices=LATENTS, default="normal", help="noise from N(0, 1) or from -1 … 1")
+    group.add_argument(
+        "--norm",
+        type=norms,
+        default="batch",
+        metavar="KIND[,KIND]",
+        help=f"of both networks, or of G and of D: {', '.join(NORMS)}; inner: not after the first layer",
+    )
+    group.add_argument("--spectral-norm", **switch, help="of D's weights")
+    group.add_argument("--bias", **switch, help="biases in the layers that no norm follows")
+    group.add_argument("--init", choices=INITS, default="normal", help="how weights are drawn; normal: N(0, 0.02²)")
+    group.add_argument("--negative-slope-g", type=real(0, 1), default=0.0, help="of G's leaky ReLU; 0 is a ReLU")
+    group.add_argument("--negative-slope", type=real(0, 1), default=0.2, help="of D's leaky ReLU")
+    group.add_argument("--dropout", type=real(0, 0.99), default=0.0, metavar="P", help="after each of D's stages")
 
     group = parser.add_argument_group("objective")
-    group.add_argument("--loss", choices=LOSSES, default="ls", help="least squares, or binary cross-entropy on logits")
     group.add_argument(
-        "--multitask", action=argparse.BooleanOptionalAction, default=False, help="D also tells the class of an image"
+        "--loss", choices=LOSSES, default="ls", help="least squares, cross-entropy on logits, hinge or Wasserstein"
     )
+    group.add_argument("--conditional", **switch, help="G draws, and D judges, an image of a given class")
+    group.add_argument("--penalty", choices=("none", *PENALTIES), default="none", help="on D's gradient at images")
+    group.add_argument(
+        "--penalty-weight", type=real(0, 10**6), default=10.0, metavar="W", help="W · the penalty joins J(D)"
+    )
+    group.add_argument("--multitask", **switch, help="D also tells the class of an image")
     group.add_argument(
         "--class-weight", type=real(0, 10**6), default=1.0, metavar="W", help="J(D_total) = J(D) + W·J(C)"
     )
@@ -1853,7 +2287,22 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     group.add_argument("--beta1", type=real(0, 0.9999), default=0.5, help="Adam's first decay; sgd's momentum")
     group.add_argument("--beta2", type=real(0, 0.999999), default=0.999, help="Adam's second decay")
 
+    group.add_argument("--d-steps", type=whole(1, 100), default=1, help="steps of D, a new batch each, to one of G")
+
     group = parser.add_argument_group("stabilisers")
+    group.add_argument(
+        "--label-smoothing", type=real(0, 0.5), default=0.0, metavar="S", help="D's target for real images is 1 - S"
+    )
+    group.add_argument(
+        "--instance-noise",
+        type=real(0, 10),
+        default=0.0,
+        metavar="SIGMA",
+        help="noise on all that D sees, falling to 0 over the run; the images' range is -1 … 1",
+    )
+    group.add_argument(
+        "--replay", type=whole(0, 10**6), default=0, metavar="N", help="D also sees earlier fakes, from a pool of N"
+    )
     group.add_argument("--ema", type=real(0, 10**9), default=50_000, help="half-life of the averages, in images")
 
     group = parser.add_argument_group("performance")
@@ -1864,8 +2313,18 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=some_path, metavar="DIR", help="runs/<preset>-<date>-<time> if left out")
     group.add_argument("--log-every", type=whole(1, 10**6), default=50, help="steps that a row of log.csv averages")
-    group.add_argument("--sample-every", type=whole(1, 10**6), default=1, help="epochs between sheets of samples")
-    group.add_argument("--save-every", type=whole(1, 10**6), default=10, help="epochs between numbered checkpoints")
+    group.add_argument(
+        "--sample-every",
+        type=whole(1, 10**8),
+        metavar="N",
+        help="epochs (1), or with --iterations iterations (200), between sheets of samples",
+    )
+    group.add_argument(
+        "--save-every",
+        type=whole(1, 10**8),
+        metavar="N",
+        help="likewise between numbered checkpoints; 10 times that if left out",
+    )
     group.add_argument("--keep", type=whole(1, 10**6), default=5, help="numbered checkpoints that stay")
     return parser
 
@@ -1877,26 +2336,56 @@ def parse_options(argv: Sequence[str] = ()) -> argparse.Namespace:
     """
     parser = build_parser()
     given = parser.parse_args(argv)
-    parser.set_defaults(**PRESETS[given.preset], saved=None)
+    if given.epochs and given.iterations:
+        raise UserError("--iterations: does not go with --epochs; give one of them")
+    preset = PRESETS[given.preset] if given.resume is None else {}  # a checkpoint has all options
+    parser.set_defaults(**{"epochs": 50, "saved": None} | preset)
     if given.resume is None:
         options = parser.parse_args(argv)
         options.out = options.out or Path("runs", time.strftime(f"{options.preset}-%Y%m%d-%H%M%S"))
+        count_in(options, given, "iterations" in preset)
     else:
         options = resumed_options(parser, given, argv)
-    for name in ("class_weight", "validation_split"):
-        if not options.multitask and getattr(options, name) != parser.get_default(name):
-            raise UserError(f"--{name.replace('_', '-')}: needs --multitask")
+    check_together(options, parser)
     if options.seed is None:
         options.seed = secrets.randbelow(2**31)
     return options
+
+
+def count_in(options: argparse.Namespace, given: argparse.Namespace, iterations_before: bool) -> None:
+    """Settle whether a run is counted in epochs or in iterations, and the intervals that are counted in the same."""
+    if given.epochs:
+        options.iterations = None
+    if bool(options.iterations) != iterations_before:  # what was counted in the other is worth nothing
+        options.sample_every, options.save_every = given.sample_every, given.save_every
+    options.sample_every = options.sample_every or (200 if options.iterations else 1)
+    options.save_every = options.save_every or 10 * (options.sample_every if options.iterations else 1)
+
+
+def check_together(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Raise UserError for options that do not go together."""
+    needs = {"class_weight": "multitask", "validation_split": "multitask", "penalty_weight": "penalty"}
+    for name, other in needs.items():
+        if getattr(options, other) in (False, "none") and getattr(options, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')}: needs --{other}")
+    if options.multitask and options.conditional:
+        raise UserError("--multitask: not with --conditional: D is told the classes that its head is to tell")
+    if options.label_smoothing and options.loss not in SMOOTHABLE:
+        raise UserError(f"--label-smoothing: --loss {options.loss} has no target for real images; ls and bce have")
+    if options.iterations and options.save_every % options.sample_every:
+        raise UserError(
+            f"--save-every {options.save_every}: must be a multiple of --sample-every {options.sample_every}"
+        )
+    if options.replay and options.replay < options.batch_size:
+        raise UserError(f"--replay {options.replay}: must hold at least a batch, --batch-size {options.batch_size}")
 
 
 def resumed_options(
     parser: argparse.ArgumentParser, given: argparse.Namespace, argv: Sequence[str]
 ) -> argparse.Namespace:
     """A checkpoint's options under those that are given, with its path as `resume` and its contents as `saved`."""
-    for flag in ("dry_run", "download"):
-        if getattr(given, flag):
+    for flag in ("dry_run", "download", "preset"):
+        if getattr(given, flag) != parser.get_default(flag):
             raise UserError(f"--{flag.replace('_', '-')}: does not go with --resume")
     path, saved = find_checkpoint(given)
     described = {name: value for name, value in saved["options"].items() if name in plain(given)}
@@ -1907,6 +2396,7 @@ def resumed_options(
         raise UserError(f"{path}: its options are wrong: {error}"[:300]) from None
     check_checkpoint(saved, path, before)
     options = parser.parse_args([*words, *argv])  # what is given last wins
+    count_in(options, given, bool(before.iterations))
     options.resume, options.saved = path, saved
     if options.out is None and path.parent.name != "checkpoints":
         raise UserError(f"--resume {path}: lies in no run's folder; name one with --out")
@@ -1968,18 +2458,22 @@ def load_data(options: argparse.Namespace) -> tuple[Images, Images | None, str]:
     images, validation = load_images(options.data, "train", options.image_size, options.skip_unreadable), None
     options.image_size = images.pixels.shape[1]
     data_fingerprint = fingerprint(images)
-    if options.multitask:
-        count = len(images.classes)
+    if options.multitask or options.conditional:
+        count, flag = len(images.classes), "--multitask" if options.multitask else "--conditional"
         if not 2 <= count <= MOST_CLASSES:
             found = f"{count:,} classes" if count > 1 else "one class only" if count else "no labels"
-            raise UserError(f"--multitask: the data has {found}; it takes 2 to {MOST_CLASSES:,}, a folder each")
+            raise UserError(f"{flag}: the data has {found}; it takes 2 to {MOST_CLASSES:,}, a folder each")
+    if options.multitask:
         images, validation = load_validation(options, images)
     count = len(images.pixels)
-    if count < 2:
-        raise UserError(f"--data {options.data}: training needs at least 2 images, found {count}")
-    if options.batch_size > count:
-        say(f"note: --batch-size {options.batch_size} is more than the {count} images; using {count}")
-        options.batch_size = count
+    if count < 2 * options.d_steps:
+        needed = f"{2 * options.d_steps} images" + " (--d-steps)" * (options.d_steps > 1)
+        raise UserError(f"--data {options.data}: training needs at least {needed}, found {count}")
+    if options.batch_size * options.d_steps > count:
+        most = count // options.d_steps
+        times = f" times --d-steps {options.d_steps}" if options.d_steps > 1 else ""
+        say(f"note: --batch-size {options.batch_size}{times} is more than the {count} images; using {most}")
+        options.batch_size = most
     return images, validation, data_fingerprint
 
 
@@ -1990,9 +2484,9 @@ def train(options: argparse.Namespace) -> Path:
         say("training on the built-in shapes, drawn on the fly; --data FOLDER trains on your own images")
     device = choose_device(options.device)
     saved = options.saved
-    if saved and saved["epoch"] >= options.epochs:
-        done = f"{options.resume} has done its {saved['epoch']} epochs"
-        say(f"nothing to do: {done}; a larger --epochs goes on from it")
+    unit, planned = ("iterations", options.iterations) if options.iterations else ("epochs", options.epochs)
+    if saved and saved["step" if options.iterations else "epoch"] >= planned:
+        say(f"nothing to do: {options.resume} has done its {planned:,} {unit}; a larger --{unit} goes on from it")
         return options.out
     is_new = not saved or options.resume.parent.parent.resolve() != options.out.resolve()
     if is_new:
@@ -2000,13 +2494,13 @@ def train(options: argparse.Namespace) -> Path:
     if options.download:
         options.data = download(options.download, options.data or Path("data"))
     images, validation, data_fingerprint = load_data(options)
-    channels, classes = images.pixels.shape[3], images.classes if options.multitask else ()
+    channels, classes = images.pixels.shape[3], images.classes if options.multitask or options.conditional else ()
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.use_deterministic_algorithms(True)
     if options.precision == "auto":
-        options.precision = "bf16" if bf16_pays(options, channels, device) else "fp32"
+        options.precision = "bf16" if bf16_pays(options, channels, device, classes) else "fp32"
     run = make_run(options, channels, device, options.precision == "bf16", classes)
     if saved:
         restore(run, saved, options)
@@ -2022,15 +2516,17 @@ def train(options: argparse.Namespace) -> Path:
         "device_name": device_name(device),
         "versions": {"tool": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
     }
-    last = run.epoch + 1 if options.dry_run else options.epochs
-    steps = 1 if options.dry_run else len(images.pixels) // options.batch_size
-    length = f"{last} epochs of {steps:,} steps" + (f", {run.step:,} steps done" if run.step else "")
+    steps = len(images.pixels) // (options.batch_size * options.d_steps)  # of an epoch
+    ahead = (options.epochs - run.epoch) * steps - run.seen // (options.batch_size * options.d_steps)
+    run.planned = run.step + 1 if options.dry_run else options.iterations or run.step + ahead
+    length = f"{planned:,} iterations" if options.iterations else f"{planned:,} epochs of {steps:,} steps"
+    length = "1 step" if options.dry_run else length
     announce(run, images, validation, facts, length, options.out)
     bf16, images = run.bf16, on_device(images, device)
     with open_run_folder(options.out, is_new), noted_signals() as signals:
         parts = None
         try:
-            parts = run_epochs(run, images, validation, facts, last, options, lambda: bool(signals))
+            parts = run_legs(run, images, validation, facts, options, lambda: bool(signals))
         except Stopped as stop:
             raise UserError(f"stopped at once; {what_is_saved(options.out)}", 128 + stop.args[0]) from None
         except OSError as error:  # a full disk, a folder that has become read-only: no training without saving
@@ -2042,7 +2538,7 @@ def train(options: argparse.Namespace) -> Path:
         if parts is None:  # out here nothing holds what the failed step had in memory
             del run
             raise UserError(too_little_memory(options, channels, device, bf16, classes))
-        if run.epoch < last:
+        if not is_done(run, options):
             what = f"interrupted at step {run.step:,}, epoch {run.epoch + 1}"
             raise UserError(f"{what}; {what_is_saved(options.out)}", 128 + signals[0])
     spent = ", ".join(f"{part} {clock(seconds)}" for part, seconds in parts.items())
@@ -2053,66 +2549,91 @@ def train(options: argparse.Namespace) -> Path:
     return options.out
 
 
-def run_epochs(
+def leg_steps(run: Run, count: int, options: argparse.Namespace) -> int:
+    """How many iterations are left until the run is looked at, drawn and saved: an epoch's, or `sample_every`."""
+    if options.dry_run:
+        return 1
+    if options.iterations:
+        return min(options.sample_every - run.step % options.sample_every, options.iterations - run.step)
+    return (count - run.seen) // (options.batch_size * options.d_steps)
+
+
+def is_done(run: Run, options: argparse.Namespace) -> bool:
+    """Whether a run has come to its end."""
+    if options.dry_run:
+        return run.step >= run.planned
+    return run.step >= options.iterations if options.iterations else run.epoch >= options.epochs
+
+
+def run_legs(
     run: Run,
     images: Images,
     validation: Images | None,
     facts: dict[str, Any],
-    last: int,
     options: argparse.Namespace,
     stop: Callable[[], bool],
 ) -> dict[str, float]:
-    """Train, measure, draw and save until epoch `last` is done or `stop` says so; returns the seconds of each part.
+    """Train, measure, draw and save, an epoch or `sample_every` iterations at a time, to the end or until `stop`.
 
-    A run that is stopped is saved between two steps. Raises UserError for what is not finite, and OSError.
+    Returns the seconds of each part. A run that is stopped is saved between two steps. Raises UserError for what is not
+    finite, and OSError.
     """
-    out, batch, count = options.out, options.batch_size, len(images.pixels)
-    limit = batch if options.dry_run else count  # images of an epoch
+    out, count, of_step = options.out, len(images.pixels), options.batch_size * options.d_steps
     seconds = dict.fromkeys(("training", "pictures", "saving"), 0.0)
     write_whole(out / "options.json", json.dumps(facts, indent=2).encode())
     spread = pixel_spread(images.pixels[epoch_order(count, 0, 0)[:2000].to(images.pixels.device)].cpu())
-    total = run.step * batch + (last - run.epoch) * (limit // batch * batch) - run.seen
     with (
         closing(RunLog(out, run)) as log,
-        tqdm(initial=run.step * batch, total=total, unit="img", disable=None) as bar,
+        tqdm(initial=run.step * of_step, total=run.planned * of_step, unit="img", disable=None) as bar,
     ):
         if not holds_checkpoint(out):  # a new run or a branch: from here on there is something to resume from
-            save_run(run, out, facts, numbered=False)
+            save_run(run, out, facts, keep=False)
         if not run.step:
-            plot_weights(run, out)
-        while run.epoch < last:
-            times = [time.perf_counter()]
-            bar.set_description(f"epoch {run.epoch + 1}/{last}")
-            for row in train_epoch(run, images, limit, options, stop):
+            plot_weights(run, out, options.iterations)
+        while not is_done(run, options):
+            times, begun, steps = [time.perf_counter()], run.step, leg_steps(run, count, options)
+            bar.set_description(progress(run, options))
+            for row in train_leg(run, images, steps, options, stop):
                 bar.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN if name in row}, refresh=False)
-                bar.update(row["step"] * batch - bar.n)
+                bar.update(row["step"] * of_step - bar.n)
                 log.add(row)
             times.append(time.perf_counter())
-            if run.seen + batch <= limit:  # stopped
-                save_run(run, out, facts, numbered=False)
+            if run.step < begun + steps:  # stopped
+                save_run(run, out, facts, keep=False)
                 break
-            run.epoch += 1
-            samples = run.average_g.generate(SHEET, options.seed)
+            if not options.iterations:
+                run.epoch, run.seen = run.epoch + 1, 0
+            last = is_done(run, options)
+            samples = run.average_g.generate(sheet_count(run.generator), seed=options.seed)
             measured = {"diversity": pixel_spread(samples) / max(spread, 1e-6)}
             if validation:
                 *values, confusion = validate(run.average_d, validation)
                 measured = dict(zip(VALIDATION_MEASURES, values, strict=True)) | measured
-            row = epoch_row(run, measured, options.loss)
+            row = epoch_row(run, measured, options)
             log.add_epoch(row)
             if row["warning"]:
-                say(f"warning: epoch {run.epoch}: {row['warning']}")
-            draw_epoch(run, out, samples, options, log, last=run.epoch == last)
-            if validation and run.epoch == last:
+                say(f"warning: {progress(run, options, done=True)}: {row['warning']}")
+            draw(run, out, samples, options, log, last)
+            if validation and last:
                 classes = run.discriminator.architecture["classes"]
                 log.add_picture("validation/confusion_matrix", plot_confusion(confusion, classes, out))
-            run.seen, run.seconds = 0, 0.0
+            run.seconds = 0.0
             times.append(time.perf_counter())
-            save_run(run, out, facts, numbered=run.epoch % options.save_every == 0 or run.epoch == last)
+            _, number, _ = milestone(run, options.iterations)
+            save_run(run, out, facts, keep=last or number % options.save_every == 0)
             times.append(time.perf_counter())
             for part, time_spent in zip(seconds, np.diff(times), strict=True):
                 seconds[part] += time_spent
-            say(epoch_line(row, last, (last - run.epoch) * (times[-1] - times[0])))
+            left = (run.planned - run.step) / max(1, run.step - begun) * (times[-1] - times[0])
+            say(f"{progress(run, options, done=True)}  {epoch_line(row, left)}")
     return seconds
+
+
+def progress(run: Run, options: argparse.Namespace, done: bool = False) -> str:
+    """Which epoch is under way, or `done`, and of how many; likewise of iterations."""
+    if options.iterations:
+        return f"iteration {run.step:,}/{options.iterations:,}"
+    return f"epoch {run.epoch + (not done)}/{run.epoch + (not done) if options.dry_run else options.epochs}"
 
 
 @contextmanager
@@ -2177,8 +2698,7 @@ def step_fits(
     """Whether a training step with so many images fits into the device's memory."""
     try:
         run = make_run(options, channels, device, bf16, classes)
-        real = torch.zeros(batch, channels, options.image_size, options.image_size, device=device)
-        train_step(run, real, options, torch.zeros(batch, dtype=torch.int64, device=device) if classes else None)
+        train_step(run, blank_batches(batch, options, channels, device), options)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -2201,16 +2721,25 @@ def announce(
     of_head = count_parameters(run.discriminator.head) if run.discriminator.head is not None else 0
     of_d = f"D {count_parameters(run.discriminator) - of_head:,}"
     with_head = f", its classification head {of_head:,}" if of_head else ""
+    extras = "conditional " * facts["conditional"] + LOSS_NAMES[facts["loss"]]
+    if facts["penalty"] != "none":
+        extras += f" with {facts['penalty_weight']:g} · {facts['penalty']}"
     say(f"networks   G {count_parameters(run.generator):,} and {of_d} parameters{with_head}")
-    say(f"training   {LOSS_NAMES[facts['loss']]}, batch {facts['batch_size']}, {length}")
+    steps_of_d = f", {facts['d_steps']} steps of D to one of G" if facts["d_steps"] > 1 else ""
+    done = f", {run.step:,} steps done" if run.step else ""
+    say(f"training   {extras}, batch {facts['batch_size']}{steps_of_d}, {length}{done}")
+    if facts["loss"] == "wgan" and facts["penalty"] != "wgan-gp" and not facts["spectral_norm"]:
+        say("note: nothing bounds the critic's slope, without which --loss wgan means little; add --penalty wgan-gp")
+    if facts["penalty"] != "none" and any(isinstance(m, nn.BatchNorm2d) for m in run.discriminator.modules()):
+        say("note: with batch norm in D an image's gradient depends on its batch; --norm batch,none leaves it out of D")
     say(f"seed       {facts['seed']}")
     say(f"output     {out}")
 
 
-def epoch_line(row: dict[str, float], last: int, seconds_left: float) -> str:
-    """An epoch in a line."""
+def epoch_line(row: dict[str, float], seconds_left: float) -> str:
+    """A row of epochs.csv in a line."""
     measures = "  ".join(f"{name} {row[name]:.3f}" for name in SHOWN if name in row)
-    return f"epoch {row['epoch']}/{last}  {measures}  {row['images_per_s']:,.0f} images/s  {clock(seconds_left)} left"
+    return f"{measures}  {row['images_per_s']:,.0f} images/s  {clock(seconds_left)} left"
 
 
 def generate(options: argparse.Namespace) -> Path:
@@ -2226,11 +2755,12 @@ def generate(options: argparse.Namespace) -> Path:
             raise UserError(f"--out {out}: is a folder")
         if not kind and out.is_dir() and any(out.iterdir()):
             raise UserError(f"--out {out}: the folder is not empty")
-        shape = generator.generate(1, options.seed).shape[1:]
+        labels = generator.labels_for(options.label, options.count)
+        shape = generator.generate(1, seed=options.seed).shape[1:]
         images = np.empty((options.count if kind else 0, *shape), np.uint8)
         (out.parent if kind else out).mkdir(parents=True, exist_ok=True)
         with tqdm(total=options.count, unit="img", disable=None, leave=False) as bar:
-            for k, piece in enumerate(generator.stream(options.count, options.seed)):
+            for k, piece in enumerate(generator.stream(options.count, labels, options.seed)):
                 start = k * GENERATE_BATCH
                 if kind:
                     images[start : start + len(piece)] = piece
@@ -2240,7 +2770,13 @@ def generate(options: argparse.Namespace) -> Path:
                 bar.update(len(piece))
         if kind:
             stream = io.BytesIO()
-            sheet(images).save(stream, "PNG") if kind == ".png" else np.savez_compressed(stream, images=images)
+            if kind == ".png":
+                columns = sheet_columns(generator, options.count) if options.label is None else None
+                sheet(images, columns).save(stream, "PNG")
+            else:
+                classes = generator.architecture["classes"]
+                of_class = {"labels": labels, "classes": np.array(classes)} if classes else {}
+                np.savez_compressed(stream, images=images, **of_class)
             write_whole(out, stream.getvalue())
     except MemoryError:
         raise UserError(f"--count {options.count}: do not fit into memory; --out folder/ takes any number") from None
@@ -2250,11 +2786,63 @@ def generate(options: argparse.Namespace) -> Path:
     return out
 
 
+def interpolate(options: argparse.Namespace) -> Path:
+    """The command `interpolate`: a sheet with a path a row, or a GIF that goes there and back. Returns what it wrote.
+
+    Row i goes from noise 2i of the seed to noise 2i + 1, at class i modulo their number if G is conditional; with two
+    `labels` it stays at noise i and goes from one class to the other, y = (1 - α) y1 + α y2.
+    """
+    out, kind, rows = options.out, options.out.suffix.lower(), options.rows
+    if kind not in (".png", ".gif"):
+        raise UserError(f"--out {out}: must end in .png or .gif")
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder")
+    generator = load_generator(options.model, choose_device(options.device))
+    dim, latent, classes = (generator.architecture[key] for key in ("latent_dim", "latent", "classes"))
+    ys = None
+    if options.labels is None:
+        first, second = latents(options.seed, 0, 2 * rows, dim, latent).unflatten(0, (rows, 2)).unbind(1)
+        if classes:
+            ys = [one_hot(torch.arange(rows) % len(classes), len(classes))] * options.steps
+    else:
+        names = options.labels.split(",")
+        if len(names) != 2 or options.spherical:
+            wrong = "--spherical: is a path of z, not of classes" if options.spherical else f"--labels {options.labels}"
+            raise UserError(wrong if options.spherical else f"{wrong}: takes two classes with a comma between them")
+        ends = [one_hot(torch.from_numpy(generator.labels_for(name, rows)), len(classes)) for name in names]
+        ys = [torch.lerp(*ends, alpha) for alpha in torch.linspace(0, 1, options.steps).tolist()]
+        first = second = latents(options.seed, 0, rows, dim, latent)
+    between = spherical if options.spherical else torch.lerp
+    zs = [between(first, second, alpha) for alpha in torch.linspace(0, 1, options.steps).tolist()]
+    columns = [generator.draw(z, None if ys is None else ys[i]) for i, z in enumerate(zs)]
+    stream = io.BytesIO()
+    if kind == ".png":
+        sheet(np.stack(columns, 1).reshape(-1, *columns[0].shape[1:]), options.steps).save(stream, "PNG")
+    else:
+        frames = [sheet(column).quantize(128) for column in (*columns, *columns[-2:0:-1])]
+        frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:], duration=100, loop=0)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, stream.getvalue())
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror or error}") from None
+    say(f"{rows} paths of {options.steps} images of {options.model}, seed {options.seed}: {out}")
+    return out
+
+
+def spherical(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """A point on the great circle from each row of `first` to that of `second`, B×dim (Shoemake 1985; White 2016)."""
+    angle = F.cosine_similarity(first, second, dim=1).clamp(-1, 1).acos()[:, None]
+    if share == 0 or share == 1:
+        return second if share else first
+    return (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * second) / torch.sin(angle)
+
+
 def classify(options: argparse.Namespace) -> None:
     """The command `classify`: class and probability of each image, or accuracy and a table for a labelled set."""
     discriminator = load_network(options.model, "discriminator", choose_device(options.device))
     size, channels, classes = (discriminator.architecture[key] for key in ("image_size", "channels", "classes"))
-    if not classes:
+    if discriminator.head is None:
         raise UserError(f"{options.model}: its discriminator tells no classes; train one with --multitask")
     try:
         source = find_to_classify(options.images)
@@ -2347,7 +2935,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command == "train":
             train(parse_options(argv))
         else:
-            {"generate": generate, "classify": classify}[command](build_parser(command).parse_args(argv))
+            commands = {"generate": generate, "interpolate": interpolate, "classify": classify}
+            commands[command](build_parser(command).parse_args(argv))
     except UserError as error:
         return complain(str(error), error.status)
     except KeyboardInterrupt as stop:
