@@ -143,11 +143,17 @@ def load_images(
 
     `path` may be a folder with `train/` and `test/`, a folder of class folders, a flat folder of images, the CIFAR
     pickles, MNIST's IDX files (gzipped or not), EMNIST's (or one of a set's files, which means that set), SVHN's `.mat`
-    files, an `.npz`, or None for the built-in shapes. `split` is "train" or "test"; a set that comes undivided is all
-    "train". Images of another size are resized (antialiased) so that the shorter side fits, and cropped to the centre.
-    `image_size` None keeps the images' own size where the networks can make it. A set whose images are all grey has one
-    channel. Raises UserError that names what is wrong.
+    files, an `.npz`, or None for the built-in shapes. `split` is "train", "test" or "all", both in this order; a set
+    that comes undivided is all "train". Images of another size are resized (antialiased) so that the shorter side fits,
+    and cropped to the centre. `image_size` None keeps the images' own size where the networks can make it. A set whose
+    images are all grey has one channel. Raises UserError that names what is wrong.
     """
+    if split == "all":
+        train = load_images(path, "train", image_size, skip_unreadable)
+        try:
+            return merge(train, load_images(path, "test", train.pixels.shape[1], skip_unreadable))
+        except NoTestSplit:
+            return train
     if path is None:
         count, seed = (10_000, 0) if split == "train" else (2_000, 1)
         return draw_shapes(count, checked_size(image_size or 32), seed)
@@ -663,6 +669,16 @@ def with_channels(images: Images, channels: int) -> Images:
     return replace(images, pixels=pixels)
 
 
+def merge(train: Images, test: Images) -> Images:
+    """Training and test images of one size as one set: in colour if either is, labelled if both are."""
+    channels = max(train.pixels.shape[3], test.pixels.shape[3])
+    pixels = torch.cat([with_channels(images, channels).pixels for images in (train, test)])
+    if train.labels is None or test.labels is None:
+        return Images(pixels, None, ())
+    classes = max(train.classes, test.classes, key=len)  # where labels are named by their numbers, one may have more
+    return Images(pixels, torch.cat([train.labels, test.labels]), classes)
+
+
 def hold_out(images: Images, share: float) -> tuple[Images, Images]:
     """Divide a labelled set into (the rest, a share for validation), as nearly as can be the same share of each class.
 
@@ -680,9 +696,12 @@ def hold_out(images: Images, share: float) -> tuple[Images, Images]:
 def load_validation(options: argparse.Namespace, images: Images) -> tuple[Images, Images]:
     """(training set, validation set) for the classification head: the test split, whole, or a share held out.
 
-    `validation_split` None means the test split, or a tenth of the training images where there is none: it is set then.
+    `validation_split` None means the test split, or a tenth of the training images where there is none or where the
+    test images are among them: it is set then.
     """
     share = options.validation_split
+    if share is None and options.split == "all":
+        share = options.validation_split = 0.1
     if share is None:
         try:
             test = load_images(options.data, "test", options.image_size, options.skip_unreadable)
@@ -1480,6 +1499,7 @@ PARTS = ("options", "architecture", "networks", "average", "optimizers", "rng", 
 FIXED_OPTIONS = {  # that a resumed run cannot change, and what of the checkpoint depends on them
     **dict.fromkeys(("image_size", "latent_dim", "width_g", "width_d", "multitask"), "has networks made with"),
     "validation_split": "was trained with",  # on what would now be held out
+    "split": "was trained with",
 }
 
 
@@ -1881,6 +1901,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("data")
     group.add_argument("--data", type=some_path, metavar="PATH", help="images; drawn shapes if left out")
+    group.add_argument("--split", choices=("train", "all"), default="train", help="all: the test images, too")
     names = ("cifar10", "cifar100", "mnist", "fashion-mnist", "emnist", "svhn")
     group.add_argument("--download", choices=names, help="fetch it into --data (or ./data) first, by torchvision")
     group.add_argument("--image-size", type=whole(1, 1024), help="pixels a side; the images' own if left out")
@@ -2027,7 +2048,7 @@ def load_data(options: argparse.Namespace) -> tuple[Images, Images | None, str]:
 
     Settles the options that depend on the data, `image_size` and `batch_size`. Raises UserError.
     """
-    images, validation = load_images(options.data, "train", options.image_size, options.skip_unreadable), None
+    images, validation = load_images(options.data, options.split, options.image_size, options.skip_unreadable), None
     options.image_size = images.pixels.shape[1]
     data_fingerprint = fingerprint(images)
     if options.multitask:

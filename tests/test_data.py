@@ -1,6 +1,7 @@
 """Every layout and image mode comes out right, and what is wrong with a data set is said in one sentence."""
 
 import gzip
+import json
 import os
 import pickle
 import string
@@ -291,6 +292,84 @@ def test_downloads_of_emnist_and_svhn(tmp_path, monkeypatch):
     for split, count in (("train", 8), ("test", 4)):
         write_svhn(tmp_path / "svhn" / f"{split}_32x32.mat", pictures(count, 32), np.arange(1, count + 1))
     assert [len(gan.load_images(gan.download("svhn", tmp_path / "svhn"), part).pixels) for part in parts] == [8, 4]
+
+
+# ---------------------------------------------------------------------------------------- training and test images
+
+
+def test_all_is_training_and_test_images(tmp_path, class_folders):
+    for split, names, part in (("train", ("ant", "bee", "cow"), slice(0, 6)), ("test", ("bee", "cow"), slice(6, 10))):
+        for i, name in enumerate(names):
+            save_all(pictures(10)[part][i :: len(names)], tmp_path / "folders" / split / name)
+    loaded = gan.load_images(tmp_path / "folders", "all")
+    assert loaded.labels.tolist() == [0, 0, 1, 1, 2, 2, 1, 1, 2, 2]
+    assert loaded.classes == ("ant", "bee", "cow")
+    assert (loaded.pixels.numpy() == pictures(10)[[0, 3, 1, 4, 2, 5, 6, 8, 7, 9]]).all()
+    write_cifar(tmp_path / "cifar", pictures(20, 32), LABELS)
+    loaded = gan.load_images(tmp_path / "cifar", "all")
+    assert (loaded.pixels.numpy() == pictures(20, 32)[[*range(20), *range(4)]]).all()
+    assert loaded.labels.tolist() == [*LABELS, *LABELS[:4]]
+    assert loaded.classes == ("cat", "dog")
+    undivided = gan.load_images(class_folders, "all")
+    assert torch.equal(undivided.pixels, gan.load_images(class_folders).pixels)
+    assert undivided.labels.tolist() == [0] * 16 + [1] * 16
+
+
+def test_all_of_the_built_in_shapes():
+    train, test, both = (gan.load_images(split=split, image_size=8) for split in ("train", "test", "all"))
+    assert both.pixels.shape == (12_000, 8, 8, 3)
+    assert torch.equal(both.pixels, torch.cat([train.pixels, test.pixels]))
+    assert torch.equal(both.labels, torch.cat([train.labels, test.labels]))
+
+
+def test_splits_that_differ_are_merged(tmp_path):
+    """In channels, size, labels and number of classes."""
+    grey = np.repeat(pictures(4, 16)[..., :1], 3, axis=3)
+    np.savez(tmp_path / "a.npz", x=grey, y=np.arange(4), test_x=pictures(3, 8), test_y=np.array([0, 4, 1]))
+    loaded = gan.load_images(tmp_path / "a.npz", "all")
+    assert loaded.pixels.shape == (7, 16, 16, 3)
+    assert (loaded.pixels[:4].numpy() == grey).all()
+    assert loaded.labels.tolist() == [0, 1, 2, 3, 0, 4, 1]
+    assert loaded.classes == tuple("01234")
+    np.savez(tmp_path / "b.npz", x=grey, y=np.arange(4), test_x=grey)
+    loaded = gan.load_images(tmp_path / "b.npz", "all")
+    assert loaded.pixels.shape == (8, 16, 16, 1)
+    assert (loaded.labels, loaded.classes) == (None, ())
+
+
+def test_split_all_through_the_command(fails, tmp_path, capsys):
+    for split, count in (("train", 20), ("test", 10)):
+        for label, name in enumerate(("cat", "dog")):
+            save_all(pictures(count, seed=count + label), tmp_path / "data" / split / name)
+    words = ["--data", str(tmp_path / "data"), *TOY]
+
+    def trained_on(out, *more):
+        assert gan.main([*words, *more, "--out", str(tmp_path / out)]) == 0
+        return capsys.readouterr().out, json.loads((tmp_path / out / "options.json").read_bytes())
+
+    said, facts = trained_on("plain", "--dry-run")
+    assert ": 40 colour images" in said
+    assert facts["split"] == "train"
+    said, facts = trained_on("all", "--dry-run", "--split", "all")
+    assert ": 60 colour images" in said
+    assert (facts["split"], facts["validation_split"]) == ("all", None)
+    # What is validated on is held out of all of them, not the test images that are trained on.
+    said, facts = trained_on("held", "--multitask", "--split", "all", "--epochs", "1")
+    assert ": 54 colour images" in said
+    assert "validation 6 images held out" in said
+    assert (facts["split"], facts["validation_split"]) == ("all", 0.1)
+    resume = ["--resume", str(tmp_path / "held"), "--epochs", "2"]
+    assert gan.main([*resume, "--split", "train"]) == 2
+    assert "was trained with --split all" in capsys.readouterr().err
+    assert gan.main(resume) == 0
+    said = capsys.readouterr().out
+    assert ": 54 colour images" in said
+    assert "is not what the checkpoint was trained on" not in said
+    assert (
+        ": 30 colour images"
+        in trained_on("half", "--dry-run", "--multitask", "--split=all", "--validation-split=.5")[0]
+    )
+    assert "--split: invalid choice: 'test'" in fails("--split", "test")
 
 
 def test_what_lies_beside_the_images_does_not_hide_them(tmp_path):
