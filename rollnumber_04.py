@@ -30,6 +30,7 @@ import re
 import secrets
 import shlex
 import signal
+import string
 import struct
 import sys
 import tarfile
@@ -106,6 +107,12 @@ IMAGE_FORMATS = "PNG JPEG BMP GIF WEBP TIFF PPM TGA".split()  # Pillow knows mor
 SPLITS = {"train": {"train", "training"}, "test": {"test", "testing", "t10k", "val", "valid", "validation"}}
 DECODE_CHUNK = 256  # images of up to 32×32 that a worker decodes before it reports
 SIZES = [base << halvings for halvings in range(1, 9) for base in (4, 5, 6, 7)]  # that the networks make: 8, 10 … 1792
+EMNIST_CLASSES = {  # the characters that the labels of its sets stand for
+    **dict.fromkeys(("balanced", "bymerge"), string.digits + string.ascii_uppercase + "abdefghnqrt"),
+    "byclass": string.digits + string.ascii_uppercase + string.ascii_lowercase,
+    "letters": string.ascii_lowercase,  # capital and small as one
+    **dict.fromkeys(("digits", "mnist"), string.digits),
+}
 
 
 @dataclass(frozen=True)
@@ -135,11 +142,18 @@ def load_images(
     """Load a whole data set as one uint8 tensor.
 
     `path` may be a folder with `train/` and `test/`, a folder of class folders, a flat folder of images, the CIFAR
-    pickles, MNIST's IDX files (gzipped or not), an `.npz`, or None for the built-in shapes. `split` is "train" or
-    "test"; a set that comes undivided is all "train". Images of another size are resized (antialiased) so that the
-    shorter side fits, and cropped to the centre. `image_size` None keeps the images' own size where the networks can
-    make it. A set whose images are all grey has one channel. Raises UserError that names what is wrong.
+    pickles, MNIST's IDX files (gzipped or not), EMNIST's (or one of a set's files, which means that set), SVHN's `.mat`
+    files, an `.npz`, or None for the built-in shapes. `split` is "train", "test" or "all", both in this order; a set
+    that comes undivided is all "train". Images of another size are resized (antialiased) so that the shorter side fits,
+    and cropped to the centre. `image_size` None keeps the images' own size where the networks can make it. A set whose
+    images are all grey has one channel. Raises UserError that names what is wrong.
     """
+    if split == "all":
+        train = load_images(path, "train", image_size, skip_unreadable)
+        try:
+            return merge(train, load_images(path, "test", train.pixels.shape[1], skip_unreadable))
+        except NoTestSplit:
+            return train
     if path is None:
         count, seed = (10_000, 0) if split == "train" else (2_000, 1)
         return draw_shapes(count, checked_size(image_size or 32), seed)
@@ -201,7 +215,10 @@ def find_images(path: Path, split: str) -> Source:
     if not path.is_dir():
         path.stat()  # raises if there is nothing
         if kind := array_kind(path) if path.is_file() else None:
-            return pick_arrays(*ARRAY_READERS[kind]([path]), split, path)
+            files = [path]
+            if kind == "idx" and (name := emnist_set(path)):  # all sets lie in one folder: a file stands for its own
+                files = [f for f in array_files(path.parent).get("idx", []) if emnist_set(f) == name] or files
+            return pick_arrays(*ARRAY_READERS[kind](files), split, path)
         raise UserError(f"--data {path}: neither a folder nor a file of images that is known here")
     folders = subfolders(path)
     if splits := split_folders(folders):
@@ -300,16 +317,18 @@ def open_maybe_gzip(path: Path) -> io.BufferedIOBase:
 
 
 def array_kind(path: Path) -> str | None:
-    """Whether a file's first bytes are those of an npz, of bytes in IDX or of a pickle; None for any other file."""
+    """Whether a file's first bytes are those of an npz, of bytes in IDX, of MATLAB 5, of a pickle; None for others."""
     try:
         with open_maybe_gzip(path) as stream:
-            magic = stream.read(4)
+            magic = stream.read(10)
     except (OSError, EOFError, zlib.error):
         return None  # a gzip that cannot be opened, a file without permission: whatever it is, not ours
-    if magic == b"PK\3\4":
+    if magic[:4] == b"PK\3\4":
         return "npz"
-    if magic[:3] == b"\0\0\x08" and magic[3:] in (b"\1", b"\3", b"\4"):
+    if magic[:3] == b"\0\0\x08" and magic[3:4] in (b"\1", b"\3", b"\4"):
         return "idx"
+    if magic == b"MATLAB 5.0":
+        return "mat"
     return "pickle" if magic[:1] == b"\x80" and magic[1:2] in (b"\2", b"\3", b"\4", b"\5") else None
 
 
@@ -322,6 +341,15 @@ def array_files(folder: Path) -> dict[str, list[Path]]:
             if kind and (kind != "npz" or file.suffix.lower() == ".npz"):
                 kinds.setdefault(kind, []).append(file)
     return kinds
+
+
+def emnist_set(file: Path) -> str | None:
+    """Of which EMNIST set a file is, "balanced" of emnist-balanced-train-images-idx3-ubyte.gz; None of any other file.
+
+    Only the name can tell: the format is MNIST's to the byte, though the images are stored transposed.
+    """
+    found = re.match(r"emnist-([a-z]+)-", file.name)
+    return found[1] if found and found[1] in EMNIST_CLASSES else None
 
 
 def pick_arrays(arrays: dict[str, np.ndarray], classes: Sequence[str], split: str, where: Path) -> Source:
@@ -379,7 +407,15 @@ def read_npz(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
 
 
 def read_idx(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of MNIST's files (`train-images-idx3-ubyte`, gzipped or not), whose headers give their shapes."""
+    """The arrays of MNIST's files (`train-images-idx3-ubyte`, gzipped or not), whose headers give their shapes.
+
+    Or of one of EMNIST's sets: then images upright, labels from 0, and the names of the classes.
+    """
+    sets = {emnist_set(path) for path in files}
+    if len(sets) > 1:
+        example = max(files, key=lambda path: (emnist_set(path) is not None, "train-images" in path.name))
+        raise UserError(f"--data {example.parent}: holds several sets; name a file of one of them, such as {example}")
+    (emnist,) = sets
     arrays = {}
     for path in files:
         try:
@@ -393,8 +429,13 @@ def read_idx(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
         if len(data) != claimed:
             held = "more" if len(data) > claimed else f"only {len(data):,}"
             raise UserError(f"--data {path}: its header says {claimed:,} values, it holds {held}")
-        arrays[path.name.removesuffix(".gz")] = np.frombuffer(data, np.uint8).reshape(shape)
-    return arrays, []
+        array = np.frombuffer(data, np.uint8).reshape(shape)
+        if emnist and dimensions > 1:
+            array = array.swapaxes(1, 2)
+        elif emnist == "letters":
+            array = array - 1  # in this set "a" is 1
+        arrays[path.name.removesuffix(".gz")] = array
+    return arrays, [*EMNIST_CLASSES.get(emnist, "")]
 
 
 # A pickle names the functions that rebuild its objects. These four are all that numpy's arrays and Python 2's strings
@@ -440,7 +481,28 @@ def read_cifar(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}, classes
 
 
-ARRAY_READERS = {"npz": read_npz, "idx": read_idx, "pickle": read_cifar}
+def read_svhn(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The images and labels of SVHN's `train_32x32.mat` …: X 32×32×3×N and y N×1, where 10 stands for the digit 0.
+
+    The extra images are left out beside others: they are easier, and 7 times as many as the training images.
+    """
+    try:
+        from scipy.io import loadmat  # slow to import, and needed nowhere else
+    except ImportError:
+        raise UserError(f"--data {files[0]}: needs scipy (pip install scipy)") from None
+    arrays = {}
+    for file in [file for file in files if not file.name.startswith("extra")] or files:
+        try:
+            with open_maybe_gzip(file) as stream:
+                found = loadmat(stream, variable_names=("X", "y"))
+            arrays[f"{file.stem} images"] = found["X"].transpose(3, 0, 1, 2)
+            arrays[f"{file.stem} labels"] = np.where(found["y"] == 10, 0, found["y"])
+        except Exception as error:  # scipy names no exceptions for what can be damaged in a file
+            raise UserError(f"--data {file}: not an SVHN file ({complaint(error)})") from None
+    return arrays, [*string.digits]
+
+
+ARRAY_READERS = {"npz": read_npz, "idx": read_idx, "pickle": read_cifar, "mat": read_svhn}
 
 
 def open_image(item: Path | np.ndarray) -> Image.Image:
@@ -566,20 +628,26 @@ def draw_shapes(count: int, size: int, seed: int) -> Images:
 
 
 def download(name: str, root: Path) -> Path:
-    """Fetch a data set through torchvision into `root`; returns the folder that `load_images` reads."""
+    """Fetch a data set through torchvision into `root`; returns the path that `load_images` reads."""
     try:
         from torchvision import datasets  # slow to import, and needed nowhere else
 
-        fetch, folder = {
-            "cifar10": (datasets.CIFAR10, "cifar-10-batches-py"),
-            "cifar100": (datasets.CIFAR100, "cifar-100-python"),
-            "mnist": (datasets.MNIST, "MNIST/raw"),
-            "fashion-mnist": (datasets.FashionMNIST, "FashionMNIST/raw"),
+        fetches, found = {
+            "cifar10": ([datasets.CIFAR10], "cifar-10-batches-py"),
+            "cifar100": ([datasets.CIFAR100], "cifar-100-python"),
+            "mnist": ([datasets.MNIST], "MNIST/raw"),
+            "fashion-mnist": ([datasets.FashionMNIST], "FashionMNIST/raw"),
+            "emnist": (
+                [partial(datasets.EMNIST, split="balanced")],
+                "EMNIST/raw/emnist-balanced-train-images-idx3-ubyte",
+            ),
+            "svhn": ([partial(datasets.SVHN, split=split) for split in ("train", "test")], ""),
         }[name]
-        fetch(root, download=True)
+        for fetch in fetches:
+            fetch(root, download=True)
     except (ImportError, OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:
         raise UserError(f"--download {name}: could not be fetched into {root} ({complaint(error)})") from None
-    return root / folder
+    return root / found
 
 
 def fingerprint(images: Images) -> str:
@@ -601,6 +669,16 @@ def with_channels(images: Images, channels: int) -> Images:
     return replace(images, pixels=pixels)
 
 
+def merge(train: Images, test: Images) -> Images:
+    """Training and test images of one size as one set: in colour if either is, labelled if both are."""
+    channels = max(train.pixels.shape[3], test.pixels.shape[3])
+    pixels = torch.cat([with_channels(images, channels).pixels for images in (train, test)])
+    if train.labels is None or test.labels is None:
+        return Images(pixels, None, ())
+    classes = max(train.classes, test.classes, key=len)  # where labels are named by their numbers, one may have more
+    return Images(pixels, torch.cat([train.labels, test.labels]), classes)
+
+
 def hold_out(images: Images, share: float) -> tuple[Images, Images]:
     """Divide a labelled set into (the rest, a share for validation), as nearly as can be the same share of each class.
 
@@ -618,9 +696,12 @@ def hold_out(images: Images, share: float) -> tuple[Images, Images]:
 def load_validation(options: argparse.Namespace, images: Images) -> tuple[Images, Images]:
     """(training set, validation set) for the classification head: the test split, whole, or a share held out.
 
-    `validation_split` None means the test split, or a tenth of the training images where there is none: it is set then.
+    `validation_split` None means the test split, or a tenth of the training images where there is none or where the
+    test images are among them: it is set then.
     """
     share = options.validation_split
+    if share is None and options.split == "all":
+        share = options.validation_split = 0.1
     if share is None:
         try:
             test = load_images(options.data, "test", options.image_size, options.skip_unreadable)
@@ -1764,6 +1845,7 @@ FIXED_OPTIONS = {  # that a resumed run cannot change, and what of the checkpoin
     **dict.fromkeys(SHAPING.split(), "has networks made with"),
     "latent": "was trained with",
     "validation_split": "was trained with",  # on what would now be held out
+    "split": "was trained with",
 }
 
 
@@ -2230,7 +2312,8 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("data")
     group.add_argument("--data", type=some_path, metavar="PATH", help="images; drawn shapes if left out")
-    names = ("cifar10", "cifar100", "mnist", "fashion-mnist")
+    group.add_argument("--split", choices=("train", "all"), default="train", help="all: the test images, too")
+    names = ("cifar10", "cifar100", "mnist", "fashion-mnist", "emnist", "svhn")
     group.add_argument("--download", choices=names, help="fetch it into --data (or ./data) first, by torchvision")
     group.add_argument("--image-size", type=whole(1, 1024), help="pixels a side; the images' own if left out")
     group.add_argument("--flip", **switch, help="mirror half of the images")
@@ -2455,7 +2538,7 @@ def load_data(options: argparse.Namespace) -> tuple[Images, Images | None, str]:
 
     Settles the options that depend on the data, `image_size` and `batch_size`. Raises UserError.
     """
-    images, validation = load_images(options.data, "train", options.image_size, options.skip_unreadable), None
+    images, validation = load_images(options.data, options.split, options.image_size, options.skip_unreadable), None
     options.image_size = images.pixels.shape[1]
     data_fingerprint = fingerprint(images)
     if options.multitask or options.conditional:

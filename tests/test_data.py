@@ -1,9 +1,12 @@
 """Every layout and image mode comes out right, and what is wrong with a data set is said in one sentence."""
 
 import gzip
+import json
 import os
 import pickle
+import string
 import struct
+import sys
 import zipfile
 
 import numpy as np
@@ -34,6 +37,21 @@ def write_cifar(folder, images, labels, python2=True, changes=None):
         (folder / name).write_bytes(data.replace(b"numpy._core.", b"numpy.core.") if python2 else data)
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["cat", "dog"], "num_vis": 3072}, protocol=2))
     (folder / "readme.html").write_text("<html>")
+
+
+def write_emnist(folder, name, images, labels, zipped=False):
+    """One of EMNIST's sets, its N×H×W images stored transposed; the first four are the test set, too."""
+    for split, part in (("train", slice(None)), ("test", slice(4))):
+        for what, array in (("images-idx3", images[part].swapaxes(1, 2)), ("labels-idx1", labels[part])):
+            write_idx(folder / f"emnist-{name}-{split}-{what}-ubyte{'.gz' * zipped}", array, zipped)
+
+
+def write_svhn(path, images, labels):
+    """A file of SVHN, of N×32×32×3 images and of labels 1 to 10."""
+    from scipy.io import savemat
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {"X": images.transpose(1, 2, 3, 0), "y": labels.astype(np.uint8)[:, None]}, do_compression=True)
 
 
 def as_set(images: gan.Images) -> set:
@@ -141,6 +159,217 @@ def test_download_uses_what_torchvision_finds(tmp_path):
         write_idx(tmp_path / f"MNIST/raw/{split}-images-idx3-ubyte", pictures(count, 28)[..., 0])
         write_idx(tmp_path / f"MNIST/raw/{split}-labels-idx1-ubyte", np.arange(count).astype(np.uint8))
     assert len(gan.load_images(gan.download("mnist", tmp_path)).pixels) == 12
+
+
+EMNIST_TRAIN = "emnist-{}-train-images-idx3-ubyte"
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_emnist_comes_out_upright(tmp_path, zipped):
+    images = np.zeros((6, 28, 28), np.uint8)
+    images[:, 3:25, 8] = 255  # an L: a long stem, a short foot to the right
+    images[:, 24, 8:16] = 200
+    images[np.arange(6), 0, 27] = np.arange(6) + 1
+    write_emnist(tmp_path / "gzip", "balanced", images, np.full(6, 21, np.uint8), zipped)
+    (tmp_path / "gzip" / "emnist-balanced-mapping.txt").write_text("21 76\n")
+    for path in (tmp_path, tmp_path / "gzip"):
+        for split, count in (("train", 6), ("test", 4)):
+            loaded = gan.load_images(path, split)
+            assert (loaded.pixels[..., 0].numpy() == images[:count]).all()
+            assert [loaded.classes[label] for label in loaded.labels] == ["L"] * count
+
+
+@pytest.mark.parametrize(
+    ("name", "characters"),
+    [
+        ("balanced", "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"),
+        ("bymerge", "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"),
+        ("byclass", string.digits + string.ascii_uppercase + string.ascii_lowercase),
+        ("letters", string.ascii_lowercase),
+        ("digits", string.digits),
+        ("mnist", string.digits),
+    ],
+)
+def test_emnist_classes_are_characters(tmp_path, name, characters):
+    count, first = len(characters), 1 if name == "letters" else 0
+    images = pictures(count, 28)[..., 0]
+    write_emnist(tmp_path, name, images, np.arange(first, first + count, dtype=np.uint8))
+    for split, expected in (("train", characters), ("test", characters[:4])):
+        loaded = gan.load_images(tmp_path, split)
+        assert loaded.classes == tuple(characters)
+        assert "".join(loaded.classes[label] for label in loaded.labels) == expected
+
+
+def test_of_several_emnist_sets_one_is_named_by_a_file(fails, tmp_path):
+    raw, images, labels = tmp_path / "EMNIST" / "raw", pictures(8, 28)[..., 0], np.arange(1, 9, dtype=np.uint8)
+    write_emnist(raw, "letters", images, labels)
+    write_emnist(raw, "digits", 255 - images, labels, zipped=True)
+    for folder in (raw, tmp_path / "EMNIST"):
+        message = fails("--data", folder)
+        assert "holds several sets; name a file of one of them, such as" in message
+        example = message.strip().rpartition(" ")[2]
+        assert gan.load_images(example).classes == tuple(string.digits)
+    for file in sorted(raw.glob("emnist-letters-*")):  # of any of its files
+        for split, count in (("train", 8), ("test", 4)):
+            loaded = gan.load_images(file, split)
+            assert (loaded.pixels[..., 0].numpy() == images[:count]).all()
+            assert (loaded.labels.numpy() == labels[:count] - 1).all()
+    digits = gan.load_images(raw / f"{EMNIST_TRAIN.format('digits')}.gz")
+    assert (digits.pixels[..., 0].numpy() == 255 - images).all()
+    for split in ("train", "t10k"):  # MNIST's files of the same format are no part of the set, and not transposed
+        write_idx(raw / f"{split}-images-idx3-ubyte", images)
+    assert len(gan.load_images(raw / EMNIST_TRAIN.format("letters"), "test").pixels) == 4
+    assert (gan.load_images(raw / "train-images-idx3-ubyte").pixels[..., 0].numpy() == images).all()
+    for file in raw.glob("emnist-letters-*"):
+        file.unlink()
+    assert EMNIST_TRAIN.format("digits") in fails("--data", raw)
+
+
+def test_an_emnist_label_without_a_character(fails, tmp_path):
+    write_emnist(tmp_path / "a", "letters", pictures(5, 28)[..., 0], np.arange(5, dtype=np.uint8))
+    assert "labels must be whole numbers from 0 to 25" in fails("--data", tmp_path / "a")
+    write_emnist(tmp_path / "b", "balanced", pictures(5, 28)[..., 0], np.arange(43, 48, dtype=np.uint8))
+    assert "labels must be whole numbers from 0 to 46" in fails("--data", tmp_path / "b")
+
+
+def test_svhn(fails, tmp_path):
+    images, labels = pictures(30, 32), np.arange(30) % 10 + 1
+    for name, part in (("train", slice(20)), ("test", slice(20, 26)), ("extra", slice(20, 30))):
+        write_svhn(tmp_path / "svhn" / f"{name}_32x32.mat", images[part], labels[part])
+    for split, part in (("train", slice(20)), ("test", slice(20, 26))):
+        for path in (tmp_path, tmp_path / "svhn"):
+            loaded = gan.load_images(path, split)
+            assert (loaded.pixels.numpy() == images[part]).all()
+            assert (loaded.labels.numpy() == labels[part] % 10).all()
+            assert loaded.classes == tuple("0123456789")
+    extra = gan.load_images(tmp_path / "svhn" / "extra_32x32.mat")
+    assert (extra.pixels.numpy() == images[20:]).all()
+    assert extra.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+    for name in ("train", "test"):
+        (tmp_path / "svhn" / f"{name}_32x32.mat").unlink()
+    assert len(gan.load_images(tmp_path / "svhn").pixels) == 10
+
+
+def test_a_damaged_svhn_file(fails, tmp_path):
+    from scipy.io import savemat
+
+    path = tmp_path / "svhn" / "train_32x32.mat"
+    write_svhn(path, pictures(8, 32), np.arange(1, 9))
+    whole = path.read_bytes()
+    for data in (whole[:124], whole[: len(whole) // 2], whole[:1000] + bytes(16) + whole[1016:]):
+        path.write_bytes(data)
+        for data_path in (path, tmp_path / "svhn"):
+            assert "train_32x32.mat: not an SVHN file (" in fails("--data", data_path)
+    savemat(path, {"X": pictures(8, 32).transpose(1, 2, 3, 0)})
+    assert "there is no 'y' in it" in fails("--data", path)
+    savemat(path, {"X": pictures(8, 32)[..., 0], "y": np.ones((8, 1), np.uint8)})
+    assert "train_32x32.mat: not an SVHN file (" in fails("--data", path)
+    savemat(path, {"X": pictures(8, 32).transpose(1, 2, 3, 0) / 255, "y": np.ones((8, 1), np.uint8)})
+    assert "expected uint8 images" in fails("--data", path)
+    write_svhn(path, pictures(8, 32), np.arange(4, 12))
+    assert "labels must be whole numbers from 0 to 9" in fails("--data", path)
+
+
+def test_svhn_without_scipy(fails, tmp_path, monkeypatch):
+    write_svhn(tmp_path / "train_32x32.mat", pictures(4, 32), np.arange(1, 5))
+    monkeypatch.setitem(sys.modules, "scipy.io", None)  # what is None there cannot be imported
+    path = tmp_path / "train_32x32.mat"
+    assert fails("--data", path) == f"rollnumber_04.py: --data {path}: needs scipy (pip install scipy)\n"
+
+
+def test_downloads_of_emnist_and_svhn(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    raw = tmp_path / "EMNIST" / "raw"
+    images = pictures(8, 28)[..., 0]
+    for name in ("balanced", "digits"):
+        write_emnist(raw, name, images, np.arange(2, 10, dtype=np.uint8))
+    loaded = gan.load_images(gan.download("emnist", tmp_path))
+    assert (loaded.pixels[..., 0].numpy() == images).all()
+    assert len(loaded.classes) == 47
+    parts = {split: ["", f"{split}_32x32.mat", None] for split in ("train", "test")}  # no sums of bytes to be met
+    monkeypatch.setattr(datasets.SVHN, "split_list", parts)
+    for split, count in (("train", 8), ("test", 4)):
+        write_svhn(tmp_path / "svhn" / f"{split}_32x32.mat", pictures(count, 32), np.arange(1, count + 1))
+    assert [len(gan.load_images(gan.download("svhn", tmp_path / "svhn"), part).pixels) for part in parts] == [8, 4]
+
+
+# ---------------------------------------------------------------------------------------- training and test images
+
+
+def test_all_is_training_and_test_images(tmp_path, class_folders):
+    for split, names, part in (("train", ("ant", "bee", "cow"), slice(0, 6)), ("test", ("bee", "cow"), slice(6, 10))):
+        for i, name in enumerate(names):
+            save_all(pictures(10)[part][i :: len(names)], tmp_path / "folders" / split / name)
+    loaded = gan.load_images(tmp_path / "folders", "all")
+    assert loaded.labels.tolist() == [0, 0, 1, 1, 2, 2, 1, 1, 2, 2]
+    assert loaded.classes == ("ant", "bee", "cow")
+    assert (loaded.pixels.numpy() == pictures(10)[[0, 3, 1, 4, 2, 5, 6, 8, 7, 9]]).all()
+    write_cifar(tmp_path / "cifar", pictures(20, 32), LABELS)
+    loaded = gan.load_images(tmp_path / "cifar", "all")
+    assert (loaded.pixels.numpy() == pictures(20, 32)[[*range(20), *range(4)]]).all()
+    assert loaded.labels.tolist() == [*LABELS, *LABELS[:4]]
+    assert loaded.classes == ("cat", "dog")
+    undivided = gan.load_images(class_folders, "all")
+    assert torch.equal(undivided.pixels, gan.load_images(class_folders).pixels)
+    assert undivided.labels.tolist() == [0] * 16 + [1] * 16
+
+
+def test_all_of_the_built_in_shapes():
+    train, test, both = (gan.load_images(split=split, image_size=8) for split in ("train", "test", "all"))
+    assert both.pixels.shape == (12_000, 8, 8, 3)
+    assert torch.equal(both.pixels, torch.cat([train.pixels, test.pixels]))
+    assert torch.equal(both.labels, torch.cat([train.labels, test.labels]))
+
+
+def test_splits_that_differ_are_merged(tmp_path):
+    """In channels, size, labels and number of classes."""
+    grey = np.repeat(pictures(4, 16)[..., :1], 3, axis=3)
+    np.savez(tmp_path / "a.npz", x=grey, y=np.arange(4), test_x=pictures(3, 8), test_y=np.array([0, 4, 1]))
+    loaded = gan.load_images(tmp_path / "a.npz", "all")
+    assert loaded.pixels.shape == (7, 16, 16, 3)
+    assert (loaded.pixels[:4].numpy() == grey).all()
+    assert loaded.labels.tolist() == [0, 1, 2, 3, 0, 4, 1]
+    assert loaded.classes == tuple("01234")
+    np.savez(tmp_path / "b.npz", x=grey, y=np.arange(4), test_x=grey)
+    loaded = gan.load_images(tmp_path / "b.npz", "all")
+    assert loaded.pixels.shape == (8, 16, 16, 1)
+    assert (loaded.labels, loaded.classes) == (None, ())
+
+
+def test_split_all_through_the_command(fails, tmp_path, capsys):
+    for split, count in (("train", 20), ("test", 10)):
+        for label, name in enumerate(("cat", "dog")):
+            save_all(pictures(count, seed=count + label), tmp_path / "data" / split / name)
+    words = ["--data", str(tmp_path / "data"), *TOY]
+
+    def trained_on(out, *more):
+        assert gan.main([*words, *more, "--out", str(tmp_path / out)]) == 0
+        return capsys.readouterr().out, json.loads((tmp_path / out / "options.json").read_bytes())
+
+    said, facts = trained_on("plain", "--dry-run")
+    assert ": 40 colour images" in said
+    assert facts["split"] == "train"
+    said, facts = trained_on("all", "--dry-run", "--split", "all")
+    assert ": 60 colour images" in said
+    assert (facts["split"], facts["validation_split"]) == ("all", None)
+    # What is validated on is held out of all of them, not the test images that are trained on.
+    said, facts = trained_on("held", "--multitask", "--split", "all", "--epochs", "1")
+    assert ": 54 colour images" in said
+    assert "validation 6 images held out" in said
+    assert (facts["split"], facts["validation_split"]) == ("all", 0.1)
+    resume = ["--resume", str(tmp_path / "held"), "--epochs", "2"]
+    assert gan.main([*resume, "--split", "train"]) == 2
+    assert "was trained with --split all" in capsys.readouterr().err
+    assert gan.main(resume) == 0
+    said = capsys.readouterr().out
+    assert ": 54 colour images" in said
+    assert "is not what the checkpoint was trained on" not in said
+    assert (
+        ": 30 colour images"
+        in trained_on("half", "--dry-run", "--multitask", "--split=all", "--validation-split=.5")[0]
+    )
+    assert "--split: invalid choice: 'test'" in fails("--split", "test")
 
 
 def test_what_lies_beside_the_images_does_not_hide_them(tmp_path):

@@ -230,10 +230,13 @@ def test_any_image_file(tmp_path, cases):
 
 @pytest.mark.parametrize("cases", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)])
 def test_any_file_of_arrays(tmp_path, cases):
+    from scipy.io import savemat
+
     images, labels = pictures(6, 32), np.arange(6) % 2
-    streams = [io.BytesIO() for _ in range(2)]
+    streams = [io.BytesIO() for _ in range(3)]
     np.savez(streams[0], images=images, labels=labels)
     np.savez_compressed(streams[1], x=images[..., 0], y=labels, classes=np.array(["a", "b"]))
+    savemat(streams[2], {"X": images.transpose(1, 2, 3, 0), "y": labels[:, None].astype(np.uint8)})
     idx = bytes([0, 0, 8, 3]) + struct.pack(">3I", *images.shape[:3]) + images[..., 0].tobytes()
     rows = images.transpose(0, 3, 1, 2).reshape(6, -1)
     batch = {"data": rows, "labels": labels.tolist(), "batch_label": "x"}
@@ -241,6 +244,7 @@ def test_any_file_of_arrays(tmp_path, cases):
     good = [
         ("set.npz", streams[0].getvalue()),
         ("set.npz", streams[1].getvalue()),
+        ("train_32x32.mat", streams[2].getvalue()),
         ("train-images-idx3-ubyte", idx),
         ("train-images-idx3-ubyte.gz", gzip.compress(idx)),
         *(("data_batch_1", data) for data in cifar),
