@@ -1,11 +1,13 @@
-"""Train a small GAN on images: a least-squares DCGAN, from a folder of pictures to a generator that draws new ones.
+"""Train a small GAN on images: from a folder of pictures to a generator that draws new ones.
 
     python rollnumber_04.py                                    # ten classes of drawn shapes, nothing to fetch
     python rollnumber_04.py --data ./cifar10 --epochs 50       # a folder of images, an .npz, MNIST's or CIFAR's files
     python rollnumber_04.py --download cifar10 --epochs 50     # let torchvision fetch the data first
     python rollnumber_04.py --data ./cifar10 --multitask       # the discriminator also tells the classes
+    python rollnumber_04.py --data MNIST --preset mnist-bce    # another lab's GAN; --help lists them
     python rollnumber_04.py --resume --out runs/NAME           # go on where the last checkpoint stopped
-    python rollnumber_04.py generate MODEL --count 64 --seed 0 --out samples.png | samples.npz | folder/
+    python rollnumber_04.py generate MODEL --count 64 --seed 0 [--label cat] --out samples.png | samples.npz | folder/
+    python rollnumber_04.py interpolate MODEL --out path.png | path.gif
     python rollnumber_04.py classify MODEL IMAGE… | FOLDER     # with the discriminator of a run with --multitask
 
 From Python: `load_generator("generator.safetensors").generate(64, seed=0)` is an array of 64 uint8 images.
@@ -641,7 +643,14 @@ def download(name: str, root: Path) -> Path:
                 [partial(datasets.EMNIST, split="balanced")],
                 "EMNIST/raw/emnist-balanced-train-images-idx3-ubyte",
             ),
-            "svhn": ([partial(datasets.SVHN, split=split) for split in ("train", "test")], ""),
+            "svhn": (
+                [
+                    lambda root, download: [
+                        datasets.SVHN(root / "SVHN", split, download=download) for split in ("train", "test")
+                    ]
+                ],
+                "SVHN",
+            ),
         }[name]
         for fetch in fetches:
             fetch(root, download=True)
@@ -2279,6 +2288,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
         parser.add_argument(
             "images", type=some_path, nargs="+", metavar="IMAGE|DATA", help="image files, or a folder or file of data"
         )
+        parser.add_argument("--shares", action="store_true", help="of unlabelled images only the share of each class")
         return parser
     if command in ("generate", "interpolate"):
         parser.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="image i of a seed is always the same")
@@ -2895,8 +2905,8 @@ def interpolate(options: argparse.Namespace) -> Path:
         ends = [one_hot(torch.from_numpy(generator.labels_for(name, rows)), len(classes)) for name in names]
         ys = [torch.lerp(*ends, alpha) for alpha in torch.linspace(0, 1, options.steps).tolist()]
         first = second = latents(options.seed, 0, rows, dim, latent)
-    between = spherical if options.spherical else torch.lerp
-    zs = [between(first, second, alpha) for alpha in torch.linspace(0, 1, options.steps).tolist()]
+    path = spherical if options.spherical else torch.lerp
+    zs = [path(first, second, alpha) for alpha in torch.linspace(0, 1, options.steps).tolist()]
     columns = [generator.draw(z, None if ys is None else ys[i]) for i, z in enumerate(zs)]
     stream = io.BytesIO()
     if kind == ".png":
@@ -2935,6 +2945,12 @@ def classify(options: argparse.Namespace) -> None:
     if images.labels is None:
         width = min(max(map(len, classes)), 24)
         probabilities, numbers = discriminator.classify(images.pixels).softmax(1).max(1)
+        if options.shares:
+            shares = torch.bincount(numbers.cpu(), minlength=len(classes)) / len(numbers)
+            print(f"{len(numbers):,} images of {options.images[0]}: mean probability {probabilities.mean():.4f}")
+            for name, share in zip(classes, shares.tolist(), strict=True):
+                print(f"{name:{width}}  {share:7.2%}")
+            return
         names = range(len(images.pixels)) if isinstance(source.items, np.ndarray) else source.items
         for name, number, probability in zip(names, numbers.tolist(), probabilities.tolist(), strict=True):
             print(f"{classes[number]:{width}}  {probability:6.1%}  {printable(name)}")

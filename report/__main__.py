@@ -11,7 +11,6 @@ import csv
 import json
 import os
 import platform
-import re
 import shlex
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
 import rollnumber_04 as gan
@@ -49,8 +49,9 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 def complete(out: Path, words: str, deadline: float) -> None:
     """Bring a run to its end, from where it is; raises SystemExit if it fails or the time is up."""
     if (out / "epochs.csv").exists():
-        epochs = read_rows(out / "epochs.csv")
-        if epochs and epochs[-1]["epoch"] >= gan.parse_options(shlex.split(words)).epochs:
+        rows, options = read_rows(out / "epochs.csv"), gan.parse_options(shlex.split(words))
+        unit, asked = ("step", options.iterations) if options.iterations else ("epoch", options.epochs)
+        if rows and rows[-1][unit] >= asked:
             return
     begun = (out / "checkpoints" / "last.pt").exists()
     process = script(*shlex.split(words), *(["--resume"] if begun else []), "--out", out)
@@ -75,8 +76,11 @@ def measure(out: Path, words: str) -> dict[str, Any]:
         )
     epochs = read_rows(out / "epochs.csv")
     names = [name for name in epochs[0] if name not in ("epoch", "step", "images_per_s", "seconds")]
-    result: dict[str, Any] = {f"{name}, mean of the last {TAIL} epochs": mean(epochs[-TAIL:], name) for name in names}
-    result |= {f"{name}, last epoch": epochs[-1][name] for name in names}
+    rows = f"rows of {options['sample_every']} iterations" if options.get("iterations") else "epochs"
+    result: dict[str, Any] = {f"{name}, mean of the last {TAIL} {rows}": mean(epochs[-TAIL:], name) for name in names}
+    result |= {
+        f"{name}, last {rows.replace('rows', 'row').replace('epochs', 'epoch')}": epochs[-1][name] for name in names
+    }
     if "val_accuracy" in epochs[0]:
         for name, pick in (("val_accuracy", max), ("val_class_loss", min)):
             best = pick(epochs, key=lambda row: row[name])
@@ -95,28 +99,41 @@ def mean(rows: list[dict[str, float]], name: str) -> float:
 
 
 def judge(out: Path, classifier: Path, count: int) -> dict[str, Any]:
-    """What a classifier says of samples of a run: the share of each class, and how sure it is."""
-    folder = out / "judged.npz"
-    if script("generate", out / "generator.safetensors", "--count", str(count), "--out", folder).wait():
-        sys.exit(f"no samples could be drawn for {folder}")
-    process = script("classify", classifier, folder, stdout=subprocess.PIPE, text=True)
-    said, _ = process.communicate()
-    if process.returncode:
-        sys.exit(f"{classifier} could not classify {folder}")
-    lines = [re.fullmatch(r"(.+?) +([\d.]+)%  .*", line) for line in said.splitlines()]
-    classes = sorted({line[1] for line in lines})
+    """What a classifier says of samples of seed 0 of a run: the share of each class, how sure it is, the asked class.
+
+    `chi2` is that of the counts against equal ones, with classes - 1 degrees of freedom.
+    """
+    generator = gan.load_generator(out / "generator.safetensors")
+    discriminator = gan.load_network(classifier, "discriminator")
+    classes = discriminator.architecture["classes"]
+    images = torch.from_numpy(generator.generate(count))
+    pixels = gan.with_channels(
+        gan.Images(images.reshape(*images.shape[:3], -1), None, ()), discriminator.architecture["channels"]
+    )
+    probabilities, found = discriminator.classify(pixels.pixels).softmax(1).max(1)
+    counts = torch.bincount(found, minlength=len(classes))
+    asked = generator.labels_for(None, count)
     return {
-        "samples": len(lines),
-        "mean probability of the class named": float(np.mean([float(line[2]) for line in lines])) / 100,
-        "share of each class": {name: sum(line[1] == name for line in lines) / len(lines) for name in classes},
-    }
+        "samples": count,
+        "mean probability of the class named": float(probabilities.mean()),
+        "share of each class": dict(zip(classes, (counts / count).tolist(), strict=True)),
+        "chi2": float(((counts - count / len(classes)) ** 2 / (count / len(classes))).sum()),
+    } | (
+        {} if asked is None else {"share in the asked class": float((found == torch.from_numpy(asked)).float().mean())}
+    )
+
+
+def sample_sheet(out: Path, number: int) -> Path:
+    """The samples of a run at an epoch or, if it counts iterations, at an iteration."""
+    by_epoch = out / "samples" / f"epoch_{number:04d}.png"
+    return by_epoch if by_epoch.exists() else out / "samples" / f"iteration_{number:06d}.png"
 
 
 def side_by_side(runs: dict[str, Path], epochs: list[int]) -> Image.Image:
     """The runs' sheets beside each other, an epoch to a row; of all but the last only the upper quarter."""
     rows = []
     for epoch in epochs:
-        sheets = [Image.open(out / "samples" / f"epoch_{epoch:04d}.png").convert("RGB") for out in runs.values()]
+        sheets = [Image.open(sample_sheet(out, epoch)).convert("RGB") for out in runs.values()]
         height = sheets[0].height if epoch == epochs[-1] else (sheets[0].height + 2) // 4
         row = Image.new("RGB", (sum(sheet.width + 12 for sheet in sheets) - 12, height + 22), "white")
         left = 0

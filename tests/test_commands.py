@@ -307,7 +307,7 @@ def test_a_grey_run_end_to_end_with_sparse_sheets_and_checkpoints(tmp_path):
     words += ["--sample-every", "3", "--width-g", "1", "--width-d", "1", "--out", str(tmp_path / "run")]
     out = gan.train(gan.parse_options([*TOY, *words]))
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["epoch_0003.pt", "epoch_0004.pt", "last.pt"]
-    assert [p.name for p in gan.by_epoch(out / "samples", ".png", 4)] == ["epoch_0003.png", "epoch_0004.png"]
+    assert [p.name for p in gan.numbered(out / "samples", "epoch", ".png", 4)] == ["epoch_0003.png", "epoch_0004.png"]
     drawn = [f"generator_epoch_{epoch:04d}.png" for epoch in (0, 1, 2, 4)]
     assert sorted(p.name for p in (out / "weights").glob("generator*")) == drawn
     assert gan.load_generator(out / "generator.safetensors").generate(3).shape == (3, 8, 8)
@@ -319,8 +319,12 @@ def test_epochs_are_ordered_by_number(tmp_path):
     for epoch in (1, 9990, 10000):
         (tmp_path / f"epoch_{epoch:04d}.pt").touch()
     (tmp_path / "epoch_best.pt").touch()
-    assert [p.stem for p in gan.by_epoch(tmp_path, ".pt", 10**6)] == ["epoch_0001", "epoch_9990", "epoch_10000"]
-    assert [p.stem for p in gan.by_epoch(tmp_path, ".pt", 9990)] == ["epoch_0001", "epoch_9990"]
+    assert [p.stem for p in gan.numbered(tmp_path, "epoch", ".pt", 10**6)] == [
+        "epoch_0001",
+        "epoch_9990",
+        "epoch_10000",
+    ]
+    assert [p.stem for p in gan.numbered(tmp_path, "epoch", ".pt", 9990)] == ["epoch_0001", "epoch_9990"]
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):

@@ -290,8 +290,8 @@ def test_downloads_of_emnist_and_svhn(tmp_path, monkeypatch):
     parts = {split: ["", f"{split}_32x32.mat", None] for split in ("train", "test")}  # no sums of bytes to be met
     monkeypatch.setattr(datasets.SVHN, "split_list", parts)
     for split, count in (("train", 8), ("test", 4)):
-        write_svhn(tmp_path / "svhn" / f"{split}_32x32.mat", pictures(count, 32), np.arange(1, count + 1))
-    assert [len(gan.load_images(gan.download("svhn", tmp_path / "svhn"), part).pixels) for part in parts] == [8, 4]
+        write_svhn(tmp_path / "SVHN" / f"{split}_32x32.mat", pictures(count, 32), np.arange(1, count + 1))
+    assert [len(gan.load_images(gan.download("svhn", tmp_path), part).pixels) for part in parts] == [8, 4]
 
 
 # ---------------------------------------------------------------------------------------- training and test images

@@ -411,10 +411,10 @@ def test_out_of_memory_names_a_batch_that_fits(whole, tmp_path, monkeypatch, cap
     data, _ = whole
     original = gan.train_step
 
-    def step(run, real, *arguments):
-        if len(real) > 4:
+    def step(run, batches, *arguments):
+        if len(batches[0][0]) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(run, real, *arguments)
+        return original(run, batches, *arguments)
 
     monkeypatch.setattr(gan, "train_step", step)
     words = run_words(data, tmp_path / "run")

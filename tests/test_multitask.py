@@ -93,11 +93,11 @@ def test_cross_entropy_by_hand():
 @pytest.mark.parametrize("weight", [1.0, 0.3])
 @pytest.mark.parametrize("loss", ["ls", "bce"])
 def test_the_step_descends_the_sum_worked_out_by_hand(loss, weight):
-    run, _ = toy_run()
+    run, options = toy_run("--loss", loss, "--class-weight", str(weight))
     run.discriminator.head[3].p = 0.0  # dropout would draw other units for the sum below
     real = real_images()
     run.rng.manual_seed(4)
-    fake = run.generator(run.noise(8)).detach()
+    fake = run.generator(*run.inputs(8)).detach()
     real_score, logits = (run.discriminator(real), run.discriminator.head(run.discriminator.features(real)))
     fake_score = run.discriminator(fake)
     if loss == "ls":
@@ -111,11 +111,12 @@ def test_the_step_descends_the_sum_worked_out_by_hand(loss, weight):
     expected = torch.autograd.grad(adversarial + weight * class_loss, list(run.discriminator.parameters()))
 
     run.rng.manual_seed(4)
-    measures = gan.discriminator_step(run, real, gan.LOSSES[loss][0], LABELS, weight)
+    measures = gan.discriminator_step(run, real, options, LABELS)
     accuracy = (logits.argmax(1) == LABELS).float().mean()
-    for value, by_hand in zip(
-        measures, (adversarial, real_score.mean(), fake_score.mean(), class_loss, accuracy), strict=True
-    ):
+    middle = 0.5 if loss == "ls" else 0.0
+    sides = ((real_score > middle).float().mean(), (fake_score < middle).float().mean())
+    by_hands = (adversarial, real_score.mean(), fake_score.mean(), *sides, class_loss, accuracy)
+    for value, by_hand in zip(measures, by_hands, strict=True):
         assert value.item() == pytest.approx(by_hand.item(), rel=1e-4, abs=1e-6)
     for parameter, gradient in zip(run.discriminator.parameters(), expected, strict=True):
         assert torch.allclose(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
@@ -124,13 +125,13 @@ def test_the_step_descends_the_sum_worked_out_by_hand(loss, weight):
 def test_the_heads_gradient_does_not_come_from_fakes():
     gradients, seen = [], []
     for noise in (1, 2):  # other noise, so other fakes
-        run, _ = toy_run()
+        run, options = toy_run()
         run.discriminator.head.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].detach()))
         run.rng.manual_seed(noise)
         torch.manual_seed(0)  # the same units dropped
-        gan.discriminator_step(run, real_images(), gan.ls_discriminator_loss, LABELS)
+        gan.discriminator_step(run, real_images(), options, LABELS)
         gradients.append({name: p.grad.clone() for name, p in run.discriminator.named_parameters()})
-        gan.generator_step(run, 8, gan.ls_generator_loss)
+        gan.generator_step(run, 8, options)
     assert len(seen) == 2  # one batch each: the real one
     assert torch.equal(*seen)
     for name in gradients[0]:
@@ -161,11 +162,11 @@ def test_running_averages_are_those_of_real_images():
     run, options = toy_run()
     dark = real_images() * 0.1 - 0.8
     for _ in range(200):
-        gan.train_step(run, dark, options, LABELS)
+        gan.train_step(run, [(dark, LABELS)], options)
     norm, convolution = run.discriminator.features[1], run.discriminator.features[0]
     with torch.no_grad():
         expected = convolution(dark).mean((0, 2, 3))
-        fakes = convolution(run.generator(run.noise(64))).mean((0, 2, 3))
+        fakes = convolution(run.generator(*run.inputs(64))).mean((0, 2, 3))
     assert (norm.running_mean - expected).abs().max() < 0.1 * (fakes - expected).abs().max()
     assert norm.track_running_stats
     assert norm.num_batches_tracked == 200
@@ -173,7 +174,7 @@ def test_running_averages_are_those_of_real_images():
 
 def test_the_average_follows_the_discriminator():
     run, options = toy_run("--ema", "0")
-    gan.train_step(run, real_images(), options, LABELS)
+    gan.train_step(run, [(real_images(), LABELS)], options)
     averaged = run.average_d.state_dict()
     for name, tensor in run.discriminator.state_dict().items():
         if tensor.is_floating_point():

@@ -11,11 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import rollnumber_04 as gan
 
 CPU = torch.device("cpu")
+CLASSES = ("circle", "ring", "square")
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 2, 2])
 
 
 def toy_run(*words, bf16=False):
     options = gan.parse_options([*TOY, "--seed", "3", *words])
-    return gan.make_run(options, 3, CPU, bf16), options
+    return gan.make_run(options, 3, CPU, bf16, CLASSES if options.conditional or options.multitask else ()), options
 
 
 def real_images(count=8):
@@ -57,29 +59,29 @@ def test_binary_cross_entropy_by_hand():
 # ------------------------------------------------------------------------------------------------------------ steps
 
 
-@pytest.mark.parametrize("loss", ["ls", "bce"])
+@pytest.mark.parametrize("loss", gan.LOSSES)
 def test_the_steps_minimise_the_loss_of_the_scores(loss):
-    run, _ = toy_run()
+    run, options = toy_run("--loss", loss)
     real = real_images()
     z = torch.randn(8, 8, generator=torch.Generator().manual_seed(4))
     run.rng = torch.Generator().manual_seed(4)  # so that the step draws the same z
     with torch.no_grad():
         real_score, fake_score = run.discriminator(real), run.discriminator(run.generator(z))
     d_loss, g_loss = gan.LOSSES[loss]
-    value, d_real, d_fake = gan.discriminator_step(run, real, d_loss)
+    value, d_real, d_fake, *_ = gan.discriminator_step(run, real, options)
     assert value.item() == pytest.approx(d_loss(real_score, fake_score).item(), rel=1e-5)
     assert d_real.item() == pytest.approx(real_score.mean().item(), rel=1e-4, abs=1e-6)
     assert d_fake.item() == pytest.approx(fake_score.mean().item(), rel=1e-4, abs=1e-6)
     with torch.no_grad():
         fake_score = run.discriminator(run.generator(z))
     run.rng = torch.Generator().manual_seed(4)
-    assert gan.generator_step(run, 8, g_loss).item() == pytest.approx(g_loss(fake_score).item(), rel=1e-4)
+    assert gan.generator_step(run, 8, options).item() == pytest.approx(g_loss(fake_score).item(), rel=1e-4)
 
 
 def test_each_step_changes_its_own_network_only():
-    run, _ = toy_run()
+    run, options = toy_run()
     generator, discriminator = snapshot(run.generator), snapshot(run.discriminator)
-    gan.discriminator_step(run, real_images(), gan.ls_discriminator_loss)
+    gan.discriminator_step(run, real_images(), options)
     weights = {name for name, _ in run.generator.named_parameters()}
     assert not changed(generator, run.generator) & weights
     assert all(parameter.grad is None for parameter in run.generator.parameters())  # D's step does not reach into G
@@ -87,7 +89,7 @@ def test_each_step_changes_its_own_network_only():
 
     discriminator = snapshot(run.discriminator)
     gradients = [parameter.grad.clone() for parameter in run.discriminator.parameters()]
-    gan.generator_step(run, 8, gan.ls_generator_loss)
+    gan.generator_step(run, 8, options)
     assert weights <= changed(generator, run.generator)
     assert not changed(discriminator, run.discriminator) & {name for name, _ in run.discriminator.named_parameters()}
     kept = [parameter.grad for parameter in run.discriminator.parameters()]
@@ -96,11 +98,11 @@ def test_each_step_changes_its_own_network_only():
 
 
 def test_real_and_fake_images_go_through_d_apart():
-    run, _ = toy_run()
+    run, options = toy_run()
     batches = []
     run.discriminator.features[0].register_forward_pre_hook(lambda layer, inputs: batches.append(inputs[0].detach()))
     real = real_images()
-    gan.discriminator_step(run, real, gan.ls_discriminator_loss)
+    gan.discriminator_step(run, real, options)
     assert [len(batch) for batch in batches] == [8, 8]
     assert torch.equal(batches[0], real)
     assert not torch.equal(batches[1], real)
@@ -110,20 +112,29 @@ def test_the_generators_step_draws_fresh_noise():
     run, options = toy_run()
     drawn = []
     run.generator.project.register_forward_pre_hook(lambda layer, inputs: drawn.append(inputs[0].clone()))
-    gan.train_step(run, real_images(), options)
-    gan.train_step(run, real_images(), options)
+    gan.train_step(run, [(real_images(), None)], options)
+    gan.train_step(run, [(real_images(), None)], options)
     assert len(drawn) == 4
     assert not any(torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_nothing_is_read_back_inside_a_step(bf16):
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "--penalty wgan-gp --loss wgan --norm batch,none --conditional --d-steps 2",
+        "--replay 16 --instance-noise 0.5 --label-smoothing 0.1 --penalty r1 --spectral-norm --latent uniform",
+    ],
+)
+def test_nothing_is_read_back_inside_a_step(bf16, words):
     # Fake tensors have shapes and no values, so that whatever needs a value on the host cannot be done with them.
-    run, options = toy_run("--flip", bf16=bf16)
+    run, options = toy_run("--flip", *words.split(), bf16=bf16)
     with FakeTensorMode(allow_non_fake_inputs=True):
         pixels = torch.zeros(20, 8, 8, 3, dtype=torch.uint8)
-        measures = gan.train_step(run, gan.real_batch(pixels, torch.arange(8), True, run.rng), options)
-        assert measures.shape == (4,)
+        batches = [(gan.real_batch(pixels, torch.arange(8), True, run.rng), LABELS.clone())] * options.d_steps
+        measures = gan.train_step(run, batches, options)
+        assert measures.shape == (len(run.measures),)
         for read in (measures.tolist, measures[0].item, measures.numpy):
             with pytest.raises(Exception, match=r"(?i)_local_scalar_dense|fake|data_ptr|subclass"):
                 read()
@@ -138,7 +149,7 @@ def test_two_optimizers_with_their_own_rates():
         for group, network in zip(groups, (run.generator, run.discriminator), strict=True):
             assert [id(p) for p in group] == [id(p) for p in network.parameters()]
         before = snapshot(run.generator)
-        gan.train_step(run, real_images(), options)
+        gan.train_step(run, [(real_images(), None)], options)
         assert changed(before, run.generator)
 
 
@@ -149,7 +160,7 @@ def test_bf16_is_near_fp32():
         run, options = toy_run(bf16=bf16)
         kinds = set()
         run.discriminator.features[0].register_forward_hook(lambda layer, x, y, kinds=kinds: kinds.add(y.dtype))
-        losses.append(torch.stack([gan.train_step(run, real, options) for _ in range(5)]).mean(0))
+        losses.append(torch.stack([gan.train_step(run, [(real, None)], options) for _ in range(5)]).mean(0))
         assert kinds == {torch.bfloat16 if bf16 else torch.float32}
         assert {p.dtype for p in run.generator.parameters()} == {torch.float32}
     assert torch.allclose(*losses, atol=0.05)
@@ -173,7 +184,7 @@ def test_the_averages_half_life():
 
 def test_the_average_holds_batch_norms_statistics_and_follows_the_generator():
     run, options = toy_run("--ema", "0")
-    gan.train_step(run, real_images(), options)
+    gan.train_step(run, [(real_images(), None)], options)
     averaged = run.average_g.state_dict()
     for name, tensor in run.generator.state_dict().items():
         if tensor.is_floating_point():
@@ -211,7 +222,7 @@ def test_same_seed_same_weights_other_seed_other_weights():
 def test_the_noise_is_not_the_stream_that_drew_the_weights():
     run, _ = toy_run()
     torch.manual_seed(3)
-    assert not torch.equal(run.noise(4), torch.randn(4, 8))
+    assert not torch.equal(run.inputs(4)[0], torch.randn(4, 8))
 
 
 def test_it_learns_the_colours_of_its_data(tmp_path):
