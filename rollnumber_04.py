@@ -634,25 +634,22 @@ def download(name: str, root: Path) -> Path:
     try:
         from torchvision import datasets  # slow to import, and needed nowhere else
 
-        fetches, found = {
-            "cifar10": ([datasets.CIFAR10], "cifar-10-batches-py"),
-            "cifar100": ([datasets.CIFAR100], "cifar-100-python"),
-            "mnist": ([datasets.MNIST], "MNIST/raw"),
-            "fashion-mnist": ([datasets.FashionMNIST], "FashionMNIST/raw"),
+        kinds = {
+            "cifar10": (datasets.CIFAR10, "cifar-10-batches-py"),
+            "cifar100": (datasets.CIFAR100, "cifar-100-python"),
+            "mnist": (datasets.MNIST, "MNIST/raw"),
+            "fashion-mnist": (datasets.FashionMNIST, "FashionMNIST/raw"),
             "emnist": (
-                [partial(datasets.EMNIST, split="balanced")],
+                partial(datasets.EMNIST, split="balanced"),
                 "EMNIST/raw/emnist-balanced-train-images-idx3-ubyte",
             ),
-            "svhn": (
-                [
-                    lambda root, download: [
-                        datasets.SVHN(root / "SVHN", split, download=download) for split in ("train", "test")
-                    ]
-                ],
-                "SVHN",
-            ),
-        }[name]
-        for fetch in fetches:
+            "svhn": (datasets.SVHN, "SVHN"),
+        }
+        fetch, found = kinds[name]
+        if name == "svhn":  # lays out no folder of its own, and fetches a split at a time
+            for split in ("train", "test"):
+                fetch(root / found, split, download=True)
+        else:
             fetch(root, download=True)
     except (ImportError, OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:
         raise UserError(f"--download {name}: could not be fetched into {root} ({complaint(error)})") from None
@@ -883,33 +880,30 @@ class Generator(nn.Module):
         `label` is the name or the number of a class of a conditional generator; None: image i is of class i modulo
         their number. Raises UserError for a class that is none.
         """
-        return np.concatenate([*self.stream(n, self.labels_for(label, n), seed)])
+        return np.concatenate([*self.stream(n, label, seed)])
 
-    def labels_for(self, label: int | str | None, n: int) -> np.ndarray | None:
-        """The labels, int64 n, of the images that `generate` draws; None if it is not conditional. Raises UserError."""
+    def labels_for(self, label: int | str | None, start: int, count: int) -> np.ndarray | None:
+        """The labels, int64 count, of images start … of `generate`; None if it is not conditional. Raises UserError."""
         classes = self.architecture["classes"]
         if not classes:
             if label is not None:
                 raise UserError(f"--label {label}: the generator is not conditional; train one with --conditional")
             return None
         if label is None:
-            return np.arange(n) % len(classes)
-        if label not in classes:
-            if not re.fullmatch(r"\d{1,9}", str(label)) or int(label) >= len(classes):
-                raise UserError(f"--label {label}: is not among the classes {', '.join(classes)}"[:300])
-            return np.full(n, int(label))
-        return np.full(n, classes.index(label))
+            return np.arange(start, start + count) % len(classes)
+        if label in classes:
+            return np.full(count, classes.index(label))
+        if re.fullmatch(r"\d{1,9}", str(label)) and int(label) < len(classes):
+            return np.full(count, int(label))
+        raise UserError(f"--label {label}: is not among the classes {', '.join(classes)}"[:300])
 
-    def stream(self, n: int, labels: np.ndarray | None = None, seed: int = 0) -> Iterator[np.ndarray]:
+    def stream(self, n: int, label: int | str | None = None, seed: int = 0) -> Iterator[np.ndarray]:
         """`generate` in pieces of up to GENERATE_BATCH images, for more than fit into memory."""
         dim, latent, classes = (self.architecture[key] for key in ("latent_dim", "latent", "classes"))
         for start in range(0, n, GENERATE_BATCH):
-            z, y = latents(seed, start, GENERATE_BATCH, dim, latent), None
-            if labels is not None:
-                mine = torch.zeros(GENERATE_BATCH, dtype=torch.int64)
-                mine[: n - start] = torch.from_numpy(labels[start : start + GENERATE_BATCH])
-                y = one_hot(mine, len(classes))
-            yield self.draw(z, y)[: n - start]
+            labels = self.labels_for(label, start, GENERATE_BATCH)
+            y = None if labels is None else one_hot(torch.from_numpy(labels), len(classes))
+            yield self.draw(latents(seed, start, GENERATE_BATCH, dim, latent), y)[: n - start]
 
     @torch.no_grad()
     def draw(self, z: Tensor, y: Tensor | None = None) -> np.ndarray:
@@ -977,8 +971,8 @@ class Discriminator(nn.Module):
         if classes and not conditional:  # made last, so that a seed gives the other layers the same weights without it
             first = nn.Linear(features * self.base**2, HEAD_WIDTH)  # B×2048 -> B×256
             last = nn.Linear(HEAD_WIDTH, len(classes))  # B×256 -> B×10
-            between = [nn.LeakyReLU(negative_slope), nn.Dropout(HEAD_DROPOUT)]
-            self.head = nn.Sequential(nn.Flatten(), first, *between, last)
+            hidden = [nn.LeakyReLU(negative_slope), nn.Dropout(HEAD_DROPOUT)]
+            self.head = nn.Sequential(nn.Flatten(), first, *hidden, last)
             initialise(self.head, init)
         if spectral_norm:  # of each layer's weight at most 1 (Miyato et al. 2018)
             for module in [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
@@ -1352,20 +1346,19 @@ def discriminator_step(
         with torch.no_grad():  # D's step does not reach into G
             fake = run.generator(*run.inputs(len(real), labels))
         shown, shown_labels = run.replay.swap(fake, labels, run.rng) if run.replay else (fake, labels)
-        real, shown = instance_noise(run, real, options), instance_noise(run, shown, options)
         # Apart, so that batch norm never mixes the statistics of real and fake images.
-        features = network.features(network.with_planes(real, labels))
+        features = network.features(network.with_planes(instance_noise(run, real, options), labels))
         real_score = network.score(features).flatten()
         logits = None if network.head is None else network.head(features)
         with running_averages_kept(network):
-            fake_score = network(shown, shown_labels)
+            fake_score = network(instance_noise(run, shown, options), shown_labels)
     real_score, fake_score = real_score.float(), fake_score.float()
     smoothed = {"target": 1 - options.label_smoothing} if options.loss in SMOOTHABLE else {}
     value = total = LOSSES[options.loss][0](real_score, fake_score, **smoothed)
     measures = [value, real_score.mean(), fake_score.mean()]
     if (middle := UNDECIDED.get(options.loss)) is not None:
         measures += [(real_score > middle).float().mean(), (fake_score < middle).float().mean()]
-    if options.penalty != "none":  # in float32: a gradient's gradient needs it
+    if options.penalty != "none":  # at images without noise; in float32, which a gradient's gradient needs
         with running_averages_kept(network):
             penalty = PENALTIES[options.penalty](lambda x: network(x, labels), real.float(), fake.float(), run.rng)
         total = total + options.penalty_weight * penalty
@@ -1423,9 +1416,8 @@ def train_step(run: Run, batches: Sequence[tuple[Tensor, Tensor | None]], option
 
     Returns run.measures as a tensor on the device, those of D as means over its steps: nothing is read back here.
     """
-    of_d = torch.stack([torch.stack(discriminator_step(run, real, options, labels)) for real, labels in batches]).mean(
-        0
-    )
+    of_steps = [torch.stack(discriminator_step(run, real, options, labels)) for real, labels in batches]
+    of_d = torch.stack(of_steps).mean(0)
     real, labels = batches[-1]
     g_loss = generator_step(run, len(real), options, labels)
     run.step += 1
@@ -1454,7 +1446,7 @@ def bf16_pays(options: argparse.Namespace, channels: int, device: torch.device, 
     size = options.image_size
     count = max(2, min(64, 2**16 // size**2))
     batches = blank_batches(count, options, channels, device)
-    options = argparse.Namespace(**{**vars(options), "replay": 0})
+    options = argparse.Namespace(**vars(options) | {"replay": 0})  # whose pool may be larger than these batches
     runs = {bf16: make_run(options, channels, device, bf16, classes) for bf16 in (True, False)}
     seconds = {True: [], False: []}
     for _ in range(8):
@@ -1468,9 +1460,9 @@ def bf16_pays(options: argparse.Namespace, channels: int, device: torch.device, 
 def blank_batches(
     count: int, options: argparse.Namespace, channels: int, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
-    """Batches such as an iteration takes, of grey noise, to try how fast or how large a step can be."""
-    images = torch.randn(count, options.image_size, options.image_size, channels, device=device).permute(0, 3, 1, 2)
-    return [(images, torch.zeros(count, dtype=torch.int64, device=device))] * options.d_steps
+    """Batches such as an iteration takes, of noise, to try how fast or how large a step can be."""
+    shape, labels = (count, options.image_size, options.image_size, channels), torch.zeros(count, dtype=torch.int64)
+    return [(torch.randn(shape, device=device).permute(0, 3, 1, 2), labels.to(device)) for _ in range(options.d_steps)]
 
 
 def next_batch(run: Run, images: Images, options: argparse.Namespace, order: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -1610,16 +1602,17 @@ def epoch_row(run: Run, measured: dict[str, float], options: argparse.Namespace)
     row = {"epoch": run.epoch + (run.seen > 0), "step": run.step, **means, **measured}
     seen = (run.step - before) * options.batch_size * options.d_steps
     row |= {"images_per_s": seen / run.seconds, "seconds": run.seconds}
-    known = troubles(run.epochs, options.loss)
-    begun = [trouble for trouble in troubles([*run.epochs, row], options.loss) if trouble not in known]
+    judge = partial(troubles, loss=options.loss, smoothing=options.label_smoothing)
+    begun = [trouble for trouble in judge([*run.epochs, row]) if trouble not in judge(run.epochs)]
     return row | {"warning": "; ".join(begun)}
 
 
-def troubles(epochs: list[dict[str, Any]], loss: str) -> list[str]:
+def troubles(epochs: list[dict[str, Any]], loss: str, smoothing: float = 0.0) -> list[str]:
     """What has been wrong for LONG steps and three epochs: D has won, or the samples hardly differ.
 
-    D has won when J(D) is under a tenth, and J(G) over twice, of what undecided scores give. The samples hardly differ
-    when their spread is under COLLAPSED of the data's; those of the first LONG steps are grey in every run.
+    D has won when J(D) is under a tenth, and J(G) over twice, of what undecided scores give; with smoothed targets the
+    least that cross-entropy can be does not count. The samples hardly differ when their spread is under COLLAPSED of
+    the data's; those of the first LONG steps are grey in every run.
     """
     recent = [row for row in epochs if row["step"] > epochs[-1]["step"] - LONG]
     recent = epochs[-max(3, len(recent)) :]
@@ -1629,7 +1622,10 @@ def troubles(epochs: list[dict[str, Any]], loss: str) -> list[str]:
     if loss in UNDECIDED:
         undecided = torch.full((1,), UNDECIDED[loss])
         d_undecided, g_undecided = LOSSES[loss][0](undecided, undecided), LOSSES[loss][1](undecided)
-        if all(row["d_loss"] < d_undecided / 10 and row["g_loss"] > 2 * g_undecided for row in recent):
+        least = 0.0
+        if loss == "bce" and smoothing:
+            least = -0.5 * (smoothing * math.log(smoothing) + (1 - smoothing) * math.log(1 - smoothing))
+        if all(row["d_loss"] - least < d_undecided / 10 and row["g_loss"] > 2 * g_undecided for row in recent):
             found.append("D has won and teaches G next to nothing: try a lower --lr-d or a higher --lr-g")
     if all(row["diversity"] < COLLAPSED for row in recent):
         found.append("the samples hardly differ, G has collapsed: try lower --lr-g and --lr-d or another --seed")
@@ -1662,8 +1658,8 @@ def sheet_columns(generator: Generator, count: int) -> int | None:
 
 def sheet_count(generator: Generator) -> int:
     """How many samples a run's sheets have: 8 rows of a column for each class of a conditional G, else 64."""
-    classes = len(generator.architecture["classes"])
-    return 8 * classes if 0 < classes <= 100 else SHEET
+    classes, size = len(generator.architecture["classes"]), generator.architecture["image_size"]
+    return 8 * classes if 0 < classes * size <= 6400 else SHEET
 
 
 def numbered(folder: Path, unit: str, suffix: str, last: int) -> list[Path]:
@@ -1696,7 +1692,7 @@ def draw(run: Run, out: Path, samples: np.ndarray, options: argparse.Namespace, 
     """The curves, a sheet of samples every `sample_every`, the weights at 1, 2, 5, 10, 20 … and last."""
     plot_losses(run, out, LOSS_NAMES[options.loss])
     if run.discriminator.head is not None:
-        plot_classifier(run, out)
+        plot_classifier(run, out, "step" if options.iterations else "epoch")
     unit, number, name = milestone(run, options.iterations)
     if last or number % options.sample_every == 0:
         shown = samples if options.image_size <= 256 else samples[:16]
@@ -1749,16 +1745,16 @@ def plot_losses(run: Run, out: Path, loss_name: str) -> None:
                 axes.plot(steps, smooth, color=BLUE, linewidth=1.8, label=f"smoothed over {window} intervals")
 
 
-def plot_classifier(run: Run, out: Path) -> None:
+def plot_classifier(run: Run, out: Path, unit: str) -> None:
     """`plots/classifier_loss.png` and `classifier_accuracy.png`: the head on training and validation images."""
-    epochs = [row["epoch"] for row in run.epochs]
+    numbers = [row[unit] for row in run.epochs]
     for name, column, y in (("loss", "class_loss", "J(C), cross-entropy"), ("accuracy", "accuracy", "share right")):
         path = out / "plots" / f"classifier_{name}.png"
-        with plot(path, title=f"Classification {name}", xlabel="epoch", ylabel=y) as axes:
+        with plot(path, title=f"Classification {name}", xlabel=unit.replace("step", "iteration"), ylabel=y) as axes:
             for key, label, color in ((column, "training", BLUE), (f"val_{column}", "validation", ORANGE)):
                 values = [row[key] for row in run.epochs]
                 label += f", {values[-1]:.3g} last"
-                axes.plot(epochs, values, color=color, marker=".", label=label)
+                axes.plot(numbers, values, color=color, marker=".", label=label)
 
 
 def plot_confusion(confusion: np.ndarray, classes: Sequence[str], out: Path) -> Image.Image:
@@ -1806,17 +1802,18 @@ def draw_layer(axes: Any, weight: Tensor, at_pixels: bool) -> str:
 
 
 def plot_weights(run: Run, out: Path, iterations: int | None = None) -> None:
-    """`weights/<network>_epoch_N.png`: the layer at the pixels as filters, the others as kernels, a histogram each."""
+    """`weights/<network>_<milestone>.png`: the layer at the pixels as filters, others as kernels, and histograms."""
     from matplotlib.figure import Figure
 
-    _, _, name = milestone(run, iterations)
+    unit, number, name = milestone(run, iterations)
+    at = f"iteration {number:,}" if iterations else f"{unit} {number} (iteration {run.step:,})"
     for title, trained in run.networks.items():
         network = deepcopy(trained).eval()  # in training mode looking at a spectrally normalised weight changes it
         layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
         at_pixels = layers[-1 if trained is run.generator else 0]
         inch = 1 / (2.3 * len(layers))  # of the figure's height; fixed margins, for a layout engine would draw it twice
         figure = Figure(figsize=(12, 1 / inch), dpi=80)
-        figure.suptitle(f"Weights of the {title} after epoch {run.epoch} (iteration {run.step:,})")
+        figure.suptitle(f"Weights of the {title} after {at}")
         margins = dict(left=0.01, right=0.98, bottom=0.5 * inch, top=1 - 0.75 * inch, hspace=0.7, wspace=0.15)
         rows = figure.subplots(len(layers), 2, width_ratios=(3, 1), squeeze=False, gridspec_kw=margins)
         for (picture, histogram), layer in zip(rows, layers, strict=True):
@@ -1849,10 +1846,12 @@ def plot_weights(run: Run, out: Path, iterations: int | None = None) -> None:
 CHECKPOINT_FORMAT, MODEL_FORMAT = "rollnumber_04 checkpoint 4", "rollnumber_04 model 1"
 COUNTERS = {"epoch": int, "step": int, "seen": int, "waiting": int, "seconds": float}  # of a run and its checkpoints
 PARTS = ("options", "architecture", "networks", "average", "optimizers", "rng", "sums", "replay", "history")
-SHAPING = "image_size arch upsample kernel width_g width_d latent_dim norm spectral_norm bias multitask conditional"
+SHAPING = (
+    "image_size arch upsample kernel width_g width_d latent_dim latent norm spectral_norm bias init dropout "
+    "multitask conditional"
+)
 FIXED_OPTIONS = {  # that a resumed run cannot change, and what of the checkpoint depends on them
     **dict.fromkeys(SHAPING.split(), "has networks made with"),
-    "latent": "was trained with",
     "validation_split": "was trained with",  # on what would now be held out
     "split": "was trained with",
 }
@@ -2012,7 +2011,8 @@ def difference(found: Any, expected: Any, name: str) -> str:
 def check_checkpoint(saved: dict[str, Any], path: Path, options: argparse.Namespace) -> None:
     """Raise UserError unless a checkpoint holds a run of its own options, before anything of its size is built."""
     of = {name: checked_architecture(path, name, saved["architecture"].get(name)) for name in NETWORKS}
-    channels, classes = of["generator"]["channels"], of["discriminator"]["classes"]
+    channels, labelled = of["generator"]["channels"], options.multitask or options.conditional
+    classes = of["discriminator"]["classes"] if labelled else ()
     if options.image_size not in SIZES:
         raise UserError(f"{path}: its options are wrong: --image-size {options.image_size}")
     with torch.device("meta"):  # shapes without memory
@@ -2070,7 +2070,7 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
         setattr(run, name, saved[name])
     if run.replay and saved["options"].get("replay") == options.replay:
         run.replay.images.copy_(saved["replay"]["images"])
-        run.replay.labels.copy_(saved["replay"]["labels"])
+        run.replay.labels.copy_(saved["replay"]["labels"].clamp(0, max(0, len(classes) - 1)))
         run.replay.filled = min(max(0, saved["replay"]["filled"]), options.replay)
     run.totals.copy_(saved["sums"]["totals"])
     run.finite.copy_(saved["sums"]["finite"])
@@ -2183,7 +2183,8 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
         expected = kind(**architecture).state_dict()
     if wrong := difference(weights, expected, name):
         raise UserError(f"{path}: {wrong}")
-    network = kind(**architecture)
+    network = kind(**architecture | {"init": "torch"})  # an orthogonal one takes long, and these are overwritten
+    network.architecture = architecture
     network.load_state_dict(weights)
     return network.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
@@ -2213,7 +2214,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         sample_every=500, ema=10_000,
     ),
     "emoji-ls": EMOJI,
-    "emoji-ls-gp": EMOJI | dict(penalty="zero-gp", lr_g=3e-5, lr_d=6e-5),
+    "emoji-ls-gp": EMOJI | dict(penalty="zero-gp", lr_g=3e-5, lr_d=6e-5, iterations=10_000),
 }  # fmt: skip
 MOST_KERNEL = 15
 COMMANDS = ("train", "generate", "interpolate", "classify")
@@ -2288,7 +2289,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
         parser.add_argument(
             "images", type=some_path, nargs="+", metavar="IMAGE|DATA", help="image files, or a folder or file of data"
         )
-        parser.add_argument("--shares", action="store_true", help="of unlabelled images only the share of each class")
+        parser.add_argument("--shares", action="store_true", help="print the share of each class alone")
         return parser
     if command in ("generate", "interpolate"):
         parser.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="image i of a seed is always the same")
@@ -2394,7 +2395,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
         help="noise on all that D sees, falling to 0 over the run; the images' range is -1 … 1",
     )
     group.add_argument(
-        "--replay", type=whole(0, 10**6), default=0, metavar="N", help="D also sees earlier fakes, from a pool of N"
+        "--replay", type=whole(0, 2**16), default=0, metavar="N", help="D also sees earlier fakes, from a pool of N"
     )
     group.add_argument("--ema", type=real(0, 10**9), default=50_000, help="half-life of the averages, in images")
 
@@ -2451,6 +2452,8 @@ def count_in(options: argparse.Namespace, given: argparse.Namespace, iterations_
         options.iterations = None
     if bool(options.iterations) != iterations_before:  # what was counted in the other is worth nothing
         options.sample_every, options.save_every = given.sample_every, given.save_every
+    elif options.iterations and given.sample_every:
+        options.save_every = given.save_every  # else it is derived anew
     options.sample_every = options.sample_every or (200 if options.iterations else 1)
     options.save_every = options.save_every or 10 * (options.sample_every if options.iterations else 1)
 
@@ -2498,6 +2501,8 @@ def resumed_options(
         flag, old = "--" + name.replace("_", "-"), plain(before)[name]
         if new != old and name in FIXED_OPTIONS:
             raise UserError(f"{flag} {new}: the checkpoint {path} {FIXED_OPTIONS[name]} {flag} {old}")
+        if new != old and name in ("loss", "penalty") and measures_of(options) != measures_of(before):
+            raise UserError(f"{flag} {new}: the log of {path}, with {flag} {old}, has other columns; begin a new run")
         if new != old:
             say(f"note: {flag} {old} in the checkpoint, {new} now")
     return options
@@ -2517,7 +2522,7 @@ def find_checkpoint(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         return path, load_checkpoint(path)
     first = path / "checkpoints" / "last.pt"
     others = sorted(
-        (path / "checkpoints").glob("epoch_*.pt"), key=lambda file: (os.path.getmtime(file), file), reverse=True
+        (path / "checkpoints").glob("*_*.pt"), key=lambda file: (os.path.getmtime(file), file), reverse=True
     )
     candidates = [file for file in (first, *others) if file.is_file()]
     for i, file in enumerate(candidates):
@@ -2609,6 +2614,9 @@ def train(options: argparse.Namespace) -> Path:
         "device_name": device_name(device),
         "versions": {"tool": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
     }
+    at_a_row = run.step == (run.epochs[-1]["step"] if run.epochs else 0)
+    if run.seen and at_a_row and not options.iterations and not leg_steps(run, len(images.pixels), options):
+        run.epoch, run.seen = run.epoch + 1, 0  # counted in iterations so far, and these had used up an epoch
     steps = len(images.pixels) // (options.batch_size * options.d_steps)  # of an epoch
     ahead = (options.epochs - run.epoch) * steps - run.seen // (options.batch_size * options.d_steps)
     run.planned = run.step + 1 if options.dry_run else options.iterations or run.step + ahead
@@ -2781,7 +2789,7 @@ def too_little_memory(
         batch //= 2
     said = f"--batch-size {options.batch_size}: not enough memory on {device}"
     if batch < 2:
-        return f"{said}; no smaller one fits either: lower --image-size or --width-*"
+        return f"{said}; no smaller one fits either: lower --image-size, --replay or --width-*"
     return f"{said}; {batch} fits; {what_is_saved(options.out)} --batch-size {batch}"
 
 
@@ -2814,14 +2822,14 @@ def announce(
     of_head = count_parameters(run.discriminator.head) if run.discriminator.head is not None else 0
     of_d = f"D {count_parameters(run.discriminator) - of_head:,}"
     with_head = f", its classification head {of_head:,}" if of_head else ""
-    extras = "conditional " * facts["conditional"] + LOSS_NAMES[facts["loss"]]
+    objective = "conditional " * facts["conditional"] + LOSS_NAMES[facts["loss"]]
     if facts["penalty"] != "none":
-        extras += f" with {facts['penalty_weight']:g} · {facts['penalty']}"
+        objective += f" with {facts['penalty_weight']:g} · {facts['penalty']}"
     say(f"networks   G {count_parameters(run.generator):,} and {of_d} parameters{with_head}")
     steps_of_d = f", {facts['d_steps']} steps of D to one of G" if facts["d_steps"] > 1 else ""
     done = f", {run.step:,} steps done" if run.step else ""
-    say(f"training   {extras}, batch {facts['batch_size']}{steps_of_d}, {length}{done}")
-    if facts["loss"] == "wgan" and facts["penalty"] != "wgan-gp" and not facts["spectral_norm"]:
+    say(f"training   {objective}, batch {facts['batch_size']}{steps_of_d}, {length}{done}")
+    if facts["loss"] == "wgan" and facts["penalty"] == "none" and not facts["spectral_norm"]:
         say("note: nothing bounds the critic's slope, without which --loss wgan means little; add --penalty wgan-gp")
     if facts["penalty"] != "none" and any(isinstance(m, nn.BatchNorm2d) for m in run.discriminator.modules()):
         say("note: with batch norm in D an image's gradient depends on its batch; --norm batch,none leaves it out of D")
@@ -2848,12 +2856,11 @@ def generate(options: argparse.Namespace) -> Path:
             raise UserError(f"--out {out}: is a folder")
         if not kind and out.is_dir() and any(out.iterdir()):
             raise UserError(f"--out {out}: the folder is not empty")
-        labels = generator.labels_for(options.label, options.count)
-        shape = generator.generate(1, seed=options.seed).shape[1:]
+        shape = generator.generate(1, options.label, options.seed).shape[1:]
         images = np.empty((options.count if kind else 0, *shape), np.uint8)
         (out.parent if kind else out).mkdir(parents=True, exist_ok=True)
         with tqdm(total=options.count, unit="img", disable=None, leave=False) as bar:
-            for k, piece in enumerate(generator.stream(options.count, labels, options.seed)):
+            for k, piece in enumerate(generator.stream(options.count, options.label, options.seed)):
                 start = k * GENERATE_BATCH
                 if kind:
                     images[start : start + len(piece)] = piece
@@ -2868,6 +2875,7 @@ def generate(options: argparse.Namespace) -> Path:
                 sheet(images, columns).save(stream, "PNG")
             else:
                 classes = generator.architecture["classes"]
+                labels = generator.labels_for(options.label, 0, options.count)
                 of_class = {"labels": labels, "classes": np.array(classes)} if classes else {}
                 np.savez_compressed(stream, images=images, **of_class)
             write_whole(out, stream.getvalue())
@@ -2890,24 +2898,27 @@ def interpolate(options: argparse.Namespace) -> Path:
         raise UserError(f"--out {out}: must end in .png or .gif")
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder")
+    if rows * options.steps > 10_000:
+        raise UserError(f"--steps {options.steps}: {rows} rows of them are more than 10,000 images")
+    names = options.labels.split(",") if options.labels is not None else []
+    if options.labels is not None and len(names) != 2:
+        raise UserError(f"--labels {options.labels}: takes two classes with a comma between them")
+    if names and options.spherical:
+        raise UserError("--spherical: is a path of z, not of classes")
     generator = load_generator(options.model, choose_device(options.device))
     dim, latent, classes = (generator.architecture[key] for key in ("latent_dim", "latent", "classes"))
-    ys = None
-    if options.labels is None:
-        first, second = latents(options.seed, 0, 2 * rows, dim, latent).unflatten(0, (rows, 2)).unbind(1)
-        if classes:
-            ys = [one_hot(torch.arange(rows) % len(classes), len(classes))] * options.steps
+    if names and not classes:
+        raise UserError(f"--labels {options.labels}: the generator is not conditional; train one with --conditional")
+    shares = torch.linspace(0, 1, options.steps).tolist()
+    if names:
+        zs = [latents(options.seed, 0, rows, dim, latent)] * options.steps
+        first, second = (one_hot(torch.from_numpy(generator.labels_for(name, 0, rows)), len(classes)) for name in names)
+        ys = [torch.lerp(first, second, share) for share in shares]
     else:
-        names = options.labels.split(",")
-        if len(names) != 2 or options.spherical:
-            wrong = "--spherical: is a path of z, not of classes" if options.spherical else f"--labels {options.labels}"
-            raise UserError(wrong if options.spherical else f"{wrong}: takes two classes with a comma between them")
-        ends = [one_hot(torch.from_numpy(generator.labels_for(name, rows)), len(classes)) for name in names]
-        ys = [torch.lerp(*ends, alpha) for alpha in torch.linspace(0, 1, options.steps).tolist()]
-        first = second = latents(options.seed, 0, rows, dim, latent)
-    path = spherical if options.spherical else torch.lerp
-    zs = [path(first, second, alpha) for alpha in torch.linspace(0, 1, options.steps).tolist()]
-    columns = [generator.draw(z, None if ys is None else ys[i]) for i, z in enumerate(zs)]
+        first, second = latents(options.seed, 0, 2 * rows, dim, latent).unflatten(0, (rows, 2)).unbind(1)
+        zs = [(spherical if options.spherical else torch.lerp)(first, second, share) for share in shares]
+        ys = [one_hot(torch.arange(rows) % len(classes), len(classes)) if classes else None] * options.steps
+    columns = [generator.draw(z, y) for z, y in zip(zs, ys, strict=True)]
     stream = io.BytesIO()
     if kind == ".png":
         sheet(np.stack(columns, 1).reshape(-1, *columns[0].shape[1:]), options.steps).save(stream, "PNG")
@@ -2926,9 +2937,8 @@ def interpolate(options: argparse.Namespace) -> Path:
 def spherical(first: Tensor, second: Tensor, share: float) -> Tensor:
     """A point on the great circle from each row of `first` to that of `second`, B×dim (Shoemake 1985; White 2016)."""
     angle = F.cosine_similarity(first, second, dim=1).clamp(-1, 1).acos()[:, None]
-    if share == 0 or share == 1:
-        return second if share else first
-    return (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * second) / torch.sin(angle)
+    arc = (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * second) / torch.sin(angle)
+    return torch.where((torch.sin(angle) > 1e-3) & (0 < share < 1), arc, torch.lerp(first, second, share))
 
 
 def classify(options: argparse.Namespace) -> None:
@@ -2942,7 +2952,7 @@ def classify(options: argparse.Namespace) -> None:
         images = with_channels(decode_source(source, size), channels)
     except UserError as error:
         raise UserError(re.sub("^--data:? |; --skip-unreadable.*", "", str(error))) from None
-    if images.labels is None:
+    if images.labels is None or options.shares:
         width = min(max(map(len, classes)), 24)
         probabilities, numbers = discriminator.classify(images.pixels).softmax(1).max(1)
         if options.shares:
@@ -3048,7 +3058,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return complain(f"not enough memory; lower --image-size, --batch-size or --width-* ({error})"[:300], 2)
+        return complain(
+            f"not enough memory; lower --image-size, --batch-size, --replay or --width-* ({error})"[:300], 2
+        )
     return 0
 
 

@@ -54,7 +54,7 @@ def complete(out: Path, words: str, deadline: float) -> None:
         if rows and rows[-1][unit] >= asked:
             return
     begun = (out / "checkpoints" / "last.pt").exists()
-    process = script(*shlex.split(words), *(["--resume"] if begun else []), "--out", out)
+    process = script(*(["--resume"] if begun else shlex.split(words)), "--out", out)
     try:
         status = process.wait(None if deadline == np.inf else max(0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -112,7 +112,7 @@ def judge(out: Path, classifier: Path, count: int) -> dict[str, Any]:
     )
     probabilities, found = discriminator.classify(pixels.pixels).softmax(1).max(1)
     counts = torch.bincount(found, minlength=len(classes))
-    asked = generator.labels_for(None, count)
+    asked = generator.labels_for(None, 0, count)
     return {
         "samples": count,
         "mean probability of the class named": float(probabilities.mean()),

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -112,6 +114,17 @@ def test_the_fully_convolutional_networks():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d):  # no bias beside a norm
             assert (layer.bias is None) == isinstance(after, torch.nn.BatchNorm2d)
     assert gan.parse_options(["--preset", "mnist-conv"]).split == "all"
+
+
+def test_the_labs_settings():
+    """What the handouts fix, beside the networks."""
+    emoji, penalised = (gan.parse_options(["--preset", name]) for name in ("emoji-ls", "emoji-ls-gp"))
+    assert (emoji.lr_g, emoji.lr_d, emoji.beta1, emoji.beta2) == (3e-4, 6e-4, 0.5, 0.999)
+    assert (emoji.batch_size, emoji.iterations, emoji.sample_every, emoji.image_size) == (32, 20_000, 200, 32)
+    assert (penalised.penalty, penalised.lr_g) == ("zero-gp", 3e-5)
+    wgan = gan.parse_options(["--preset", "fashion-cwgan-gp"])
+    assert (wgan.penalty, wgan.penalty_weight, wgan.d_steps, wgan.norm) == ("wgan-gp", 10, 5, "batch,none")
+    assert gan.parse_options(["--preset", "mnist-conv"]).iterations == 10_000
 
 
 @pytest.mark.parametrize("arch", gan.ARCHITECTURES)
@@ -289,10 +302,8 @@ def test_where_penalties_look():
 
 @pytest.mark.parametrize("penalty", gan.PENALTIES)
 def test_the_penaltys_gradient_reaches_the_weights(penalty):
-    """D's update against central differences of the whole loss, in float64."""
-    run, options = toy_run(
-        "--penalty", penalty, "--penalty-weight", "3", "--norm", "batch,none", "--negative-slope", "1"
-    )
+    """The gradient of loss and penalty, which is a gradient's gradient, against central differences in float64."""
+    run, options = toy_run("--penalty", penalty, "--penalty-weight", "3", "--norm", "batch,none", "--init", "torch")
     network = run.discriminator.double()
     real, fake = real_images(0).double(), real_images(1).double()
     weight = network.features[0].weight
@@ -432,7 +443,7 @@ def test_ds_accuracy_on_real_and_fake():
     run, options = toy_run("--loss", "bce")
     run.rng.manual_seed(1)
     with torch.no_grad():
-        real, fake = run.discriminator(real_images()), None
+        real = run.discriminator(real_images())
         fake = run.discriminator(run.generator(*run.inputs(8)))
     run.rng.manual_seed(1)
     measures = gan.discriminator_step(run, real_images(), options)
@@ -458,28 +469,6 @@ def test_a_run_counted_in_iterations(tmp_path):
     drawn = sorted(path.stem for path in (out / "weights").glob("generator*"))
     assert drawn == ["generator_iteration_000000", "generator_iteration_000011"]
 
-    # Stopped in the middle of a leg, and of an epoch, it goes on bit for bit.
-    options = gan.parse_options([*words, "--out", str(tmp_path / "parts")])
-    original, steps = gan.train_step, []
-
-    def stopping(*arguments):
-        steps.append(1)
-        if len(steps) == 7:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    gan.train_step = stopping
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            gan.train(options)
-    finally:
-        gan.train_step = original
-    assert gan.load_checkpoint(tmp_path / "parts/checkpoints/last.pt")["step"] == 4
-    gan.train(gan.parse_options(["--resume", str(tmp_path / "parts"), "--iterations", "11"]))
-    whole, parts = (gan.load_checkpoint(tmp_path / name / "checkpoints/last.pt") for name in ("run", "parts"))
-    for name, tensor in whole["networks"]["generator"].items():
-        assert torch.equal(tensor, parts["networks"]["generator"][name]), name
-
     # From iterations to epochs, and back.
     gan.train(gan.parse_options(["--resume", str(out), "--epochs", "8"]))
     assert [path.name for path in gan.numbered(out / "samples", "epoch", ".png", 99)] == [
@@ -492,6 +481,46 @@ def test_a_run_counted_in_iterations(tmp_path):
     assert gan.load_checkpoint(out / "checkpoints/last.pt")["step"] == step + 2
 
 
+def test_iterations_that_used_up_an_epoch_go_on_in_epochs(tmp_path):
+    data = save_all(pictures(20), tmp_path / "data")  # two batches of 8 an epoch
+    words = [*TOY, "--data", str(data), "--seed", "1", "--iterations", "4", "--out", str(tmp_path / "run")]
+    out = gan.train(gan.parse_options(words))
+    gan.train(gan.parse_options(["--resume", str(out), "--epochs", "3"]))
+    assert [(int(r["epoch"]), int(r["step"])) for r in rows(out / "epochs.csv")] == [(2, 4), (3, 6)]
+
+
+def test_a_damaged_checkpoint_of_a_run_in_iterations(tmp_path, capsys):
+    data = save_all(pictures(20), tmp_path / "data")
+    words = [*TOY, "--data", str(data), "--iterations", "4", "--sample-every", "2", "--save-every", "2"]
+    out = gan.train(gan.parse_options([*words, "--out", str(tmp_path / "run")]))
+    (out / "checkpoints" / "last.pt").write_bytes(b"PK\3\4")
+    (out / "checkpoints" / "iteration_000004.pt").unlink()
+    assert gan.parse_options(["--resume", str(out)]).resume.name == "iteration_000002.pt"
+    assert "trying iteration_000002.pt" in capsys.readouterr().out
+
+
+def test_what_a_resume_may_change(tmp_path, capsys):
+    data = save_all(pictures(20), tmp_path / "data")
+    words = [*TOY, "--data", str(data), "--iterations", "4", "--sample-every", "2", "--replay", "8"]
+    out = gan.train(gan.parse_options([*words, "--out", str(tmp_path / "run")]))
+    for change, message in (
+        ("--penalty r1", "--penalty r1: the log of"),
+        ("--loss wgan", "--loss wgan: the log of"),
+        ("--dropout 0.3", "--dropout 0.3: the checkpoint"),
+        ("--init torch", "--init torch: the checkpoint"),
+        ("--kernel 3", "--kernel 3: the checkpoint"),
+        ("--preset mnist-bce", "--preset: does not go with --resume"),
+    ):
+        assert gan.main(["--resume", str(out), "--iterations", "6", *change.split()]) == 2, change
+        assert message in capsys.readouterr().err
+    options = gan.parse_options(["--resume", str(out), "--iterations", "9", "--sample-every", "3", "--loss", "hinge"])
+    assert (options.sample_every, options.save_every) == (3, 30)
+    gan.train(options)
+    gan.train(gan.parse_options(["--resume", str(out), "--iterations", "11", "--replay", "16"]))
+    saved = gan.load_checkpoint(out / "checkpoints/last.pt")
+    assert (saved["step"], saved["replay"]["filled"]) == (11, 16)
+
+
 def test_iterations_over_fewer_images_than_the_ds_steps_take(tmp_path):
     data = save_all(pictures(20), tmp_path / "data")
     words = [*TOY, "--data", str(data), "--d-steps", "5", "--iterations", "3", "--seed", "1", "--out"]
@@ -500,26 +529,29 @@ def test_iterations_over_fewer_images_than_the_ds_steps_take(tmp_path):
     assert (saved["step"], saved["options"]["batch_size"]) == (3, 4)
 
 
-def resumed_like_whole(tmp_path, words):
-    images = pictures(24)
+def resumed_like_whole(tmp_path, words, monkeypatch):
+    """A run that Ctrl-C stops after step 7, within an epoch and between two rows of each table, and one whole."""
+    images = pictures(78)  # nine batches of 8
     for i, name in enumerate(NAMES):
-        save_all(images[8 * i : 8 * i + 8], tmp_path / "data" / name)
-    same = [*TOY, "--data", str(tmp_path / "data"), "--seed", "1", "--sample-every", "3", *words.split()]
-    gan.train(gan.parse_options([*same, "--iterations", "6", "--out", str(tmp_path / "whole")]))
-    options = gan.parse_options([*same, "--iterations", "6", "--out", str(tmp_path / "parts")])
-    original = gan.save_run
+        save_all(images[26 * i : 26 * i + 26], tmp_path / "data" / name)
+    same = [*TOY, "--data", str(tmp_path / "data"), "--seed", "1", "--sample-every", "6", "--log-every", "4"]
+    same += ["--iterations", "10", *words.split(), "--out"]
+    gan.train(gan.parse_options([*same, str(tmp_path / "whole")]))
+    original = gan.train_step
 
-    def then_stop(run, *arguments, **others):
-        original(run, *arguments, **others)
-        if run.step == 3:
-            raise KeyboardInterrupt
+    def interrupted(run, *arguments):
+        if run.step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(run, *arguments)
 
-    gan.save_run = then_stop
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            gan.train(options)
-    finally:
-        gan.save_run = original
+    monkeypatch.setattr(gan, "train_step", interrupted)
+    with pytest.raises(gan.UserError, match="interrupted at step 7") as stop:
+        gan.train(gan.parse_options([*same, str(tmp_path / "parts")]))
+    assert stop.value.status == 130
+    monkeypatch.setattr(gan, "train_step", original)
+    saved = gan.load_checkpoint(tmp_path / "parts/checkpoints/last.pt")
+    assert (saved["step"], saved["waiting"]) == (7, 1)
+    assert 0 < saved["seen"] < 72
     gan.train(gan.parse_options(["--resume", str(tmp_path / "parts")]))
     return [gan.load_checkpoint(tmp_path / name / "checkpoints/last.pt") for name in ("whole", "parts")]
 
@@ -527,13 +559,14 @@ def resumed_like_whole(tmp_path, words):
 @pytest.mark.parametrize(
     "words",
     [
-        "--conditional --loss wgan --penalty wgan-gp --norm batch,none --d-steps 2 --bias --init torch",
+        "--conditional --loss wgan --penalty wgan-gp --norm batch,none --d-steps 3 --bias --init torch",
         "--replay 12 --instance-noise 0.3 --spectral-norm --dropout 0.2 --label-smoothing 0.1",
         "--arch blocks --upsample nearest --kernel 3 --multitask --loss hinge --penalty r1 --spectral-norm",
     ],
 )
-def test_resume_is_exact_with_every_stabiliser(tmp_path, words):
-    whole, parts = resumed_like_whole(tmp_path, words)
+@pytest.mark.skipif(os.name != "posix", reason="Windows sends itself no signals")
+def test_resume_is_exact_with_every_stabiliser(tmp_path, words, monkeypatch):
+    whole, parts = resumed_like_whole(tmp_path, words, monkeypatch)
 
     def compare(a, b, where):
         if isinstance(a, dict):
@@ -547,6 +580,12 @@ def test_resume_is_exact_with_every_stabiliser(tmp_path, words):
 
     for part in ("networks", "average", "optimizers", "rng", "replay"):
         compare(whole[part], parts[part], part)
+    for table in ("log", "epochs"):
+        times = ("images_per_s", "seconds")
+        for first, second in zip(whole["history"][table], parts["history"][table], strict=True):
+            assert {k: v for k, v in first.items() if k not in times} == {
+                k: v for k, v in second.items() if k not in times
+            }
 
 
 # ---------------------------------------------------------------------------------------------------------- presets
@@ -726,6 +765,7 @@ def test_interpolate_refuses(models, tmp_path, fails):
         (["--labels", "cat,dog"], "--label dog: is not among the classes ant, bee, cat"),
         (["--labels", "cat,ant", "--spherical"], "--spherical: is a path of z, not of classes"),
         (["--steps", "1"], "--steps: '1' is not a whole number from 2"),
+        (["--steps", "1000", "--rows", "11"], "--steps 1000: 11 rows of them are more than 10,000 images"),
     ):
         model = models / "conditional.safetensors"
         assert message in fails("interpolate", model, *words, "--out", out, writes_nothing_to=out)
@@ -753,4 +793,8 @@ def test_the_shares_of_the_classes(tmp_path, capsys):
     assert gan.main(["classify", str(tmp_path / "d.safetensors"), str(data), "--shares"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"20 images of {data}: mean probability 1.0000"
-    assert [line.split() for line in said[1:]] == [["ant", "0.00%"], ["bee", "100.00%"], ["cat", "0.00%"]]
+    expected = [["ant", "0.00%"], ["bee", "100.00%"], ["cat", "0.00%"]]
+    assert [line.split() for line in said[1:]] == expected
+    np.savez(tmp_path / "labelled.npz", images=pictures(20), labels=np.arange(20) % 3, classes=np.array(NAMES))
+    assert gan.main(["classify", str(tmp_path / "d.safetensors"), str(tmp_path / "labelled.npz"), "--shares"]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == expected

@@ -105,7 +105,7 @@ def test_any_command_line(tmp_path, monkeypatch, cases):
     assert {0, 2} <= set(seen)
 
 
-@pytest.mark.parametrize("cases", [6, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [12, pytest.param(150, marks=pytest.mark.slow)])
 def test_any_combination_of_options_trains_or_says_why_not(tmp_path, cases):
     data = tmp_path / "data"
     for seed, name in enumerate(("cat", "dog")):
@@ -114,7 +114,23 @@ def test_any_combination_of_options_trains_or_says_why_not(tmp_path, cases):
     combinations = st.fixed_dictionaries(
         {"--image-size": choice([8, 10, 12, 14, 28, 9, 4])},
         optional={
-            "--loss": choice(["ls", "bce"]),
+            "--loss": choice([*gan.LOSSES]),
+            "--arch": choice(gan.ARCHITECTURES),
+            "--upsample": choice(gan.UPSAMPLES),
+            "--kernel": choice([1, 2, 3, 5]),
+            "--norm": choice([*gan.NORMS, "batch,none", "none,instance"]),
+            "--init": choice(gan.INITS),
+            "--latent": choice(gan.LATENTS),
+            "--dropout": choice([0, 0.3]),
+            "--conditional": choice([""]),
+            "--penalty": choice(["none", *gan.PENALTIES]),
+            "--d-steps": choice([1, 3, 7]),
+            "--replay": choice([0, 12, 64]),
+            "--instance-noise": choice([0, 0.3]),
+            "--label-smoothing": choice([0, 0.1]),
+            "--spectral-norm": choice([""]),
+            "--bias": choice([""]),
+            "--iterations": choice([1, 3]),
             "--optimizer": choice(["adam", "adamw", "rmsprop", "sgd"]),
             "--batch-size": choice([2, 3, 12, 13, 1000]),
             "--multitask": choice([""]),
@@ -134,18 +150,25 @@ def test_any_combination_of_options_trains_or_says_why_not(tmp_path, cases):
     )
     seen = []
 
+    def as_words(options):
+        pairs = ([flag, str(value)] if value != "" else [flag] for flag, value in options.items())
+        return [word for pair in pairs for word in pair]
+
     @settings(max_examples=cases, **SETTINGS)
-    @given(combinations)
-    def check(options):
+    @given(combinations, combinations)
+    def check(options, others):
         out = tmp_path / "run"
         shutil.rmtree(out, ignore_errors=True)
         words = ["--data", str(data), "--out", str(out), "--dry-run", "--device", "cpu", "--latent-dim", "4"]
-        for flag, value in options.items():
-            words += [flag, str(value)] if value != "" else [flag]
+        words += as_words(options)
         seen.append(one_sentence(words))
         assert (out / "generator.safetensors").exists() == (seen[-1] == 0), shlex.join(words)
         if seen[-1] == 2:
             assert not out.exists(), shlex.join(words)
+            return
+        change = dict(random.Random(len(others)).sample(sorted(others.items()), 1))  # goes on, or says why not
+        resumed = ["--resume", "--out", str(out), *as_words(change)]
+        seen.append(one_sentence([*resumed, *([] if "--iterations" in {*options, *change} else ["--epochs", "2"])]))
 
     check()
     assert 0 in seen

@@ -7,6 +7,7 @@ import tomllib
 
 import numpy as np
 import pytest
+import torch
 from conftest import TOY, pictures, save_all
 from PIL import Image
 
@@ -69,6 +70,20 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
         report.main()
     assert stop.value.code == 2
     assert "there is no experiment nothing" in capfd.readouterr().err
+
+
+def test_an_interrupted_run_of_a_preset_goes_on(tmp_path):
+    data = save_all(pictures(40)[..., 0], tmp_path / "data")
+    words = f"--preset mnist-conv --data {data} --image-size 8 --iterations 3 --sample-every 1 --device cpu --seed 1"
+    out = tmp_path / "run"
+    report.complete(out, words.replace("--iterations 3", "--iterations 1"), np.inf)
+    saved = gan.load_checkpoint(out / "checkpoints" / "last.pt")
+    saved["options"]["iterations"] = 3  # as if it had been stopped
+    torch.save(saved, out / "checkpoints" / "last.pt")
+    report.complete(out, words, np.inf)
+    assert report.read_rows(out / "epochs.csv")[-1]["step"] == 3
+    report.complete(out, words, 0.0)  # nothing left to do
+    assert report.measure(out, words)["d_loss, last row of 1 iterations"]
 
 
 def test_long_tables_are_thinned(tmp_path):

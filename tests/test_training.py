@@ -133,7 +133,9 @@ def test_nothing_is_read_back_inside_a_step(bf16, words):
     with FakeTensorMode(allow_non_fake_inputs=True):
         pixels = torch.zeros(20, 8, 8, 3, dtype=torch.uint8)
         batches = [(gan.real_batch(pixels, torch.arange(8), True, run.rng), LABELS.clone())] * options.d_steps
-        measures = gan.train_step(run, batches, options)
+        for _ in range(4):  # a replay pool of two batches is full by then
+            measures = gan.train_step(run, batches, options)
+        assert run.replay is None or run.replay.filled == 16
         assert measures.shape == (len(run.measures),)
         for read in (measures.tolist, measures[0].item, measures.numpy):
             with pytest.raises(Exception, match=r"(?i)_local_scalar_dense|fake|data_ptr|subclass"):
