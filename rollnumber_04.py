@@ -1130,9 +1130,12 @@ SIDES = ("d_accuracy_real", "d_accuracy_fake")  # shares of real and generated i
 CLASS_MEASURES = ("class_loss", "accuracy")  # of the classification head, on each batch of real images
 VALIDATION_MEASURES = ("val_class_loss", "val_accuracy")
 TAGS = dict(  # of what each epoch measures, in TensorBoard
-    diversity="samples/diversity", val_class_loss="validation/class_loss", val_accuracy="validation/accuracy"
+    diversity="samples/diversity",
+    fid="samples/fid",
+    val_class_loss="validation/class_loss",
+    val_accuracy="validation/accuracy",
 )
-SHOWN = ("d_loss", "g_loss", "accuracy", "val_accuracy")  # while a run goes on
+SHOWN = ("d_loss", "g_loss", "accuracy", "val_accuracy", "fid")  # while a run goes on
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda p, lr, o: torch.optim.Adam(p, lr, betas=(o.beta1, o.beta2), fused=True),
@@ -1230,7 +1233,7 @@ class Run:
     def epoch_columns(self) -> tuple[str, ...]:
         """The columns of epochs.csv."""
         of_head = VALIDATION_MEASURES if self.discriminator.head is not None else ()
-        return ("epoch", "step", *self.measures, *of_head, "diversity", "images_per_s", "seconds", "warning")
+        return ("epoch", "step", *self.measures, *of_head, "diversity", "fid", "images_per_s", "seconds", "warning")
 
     def inputs(self, count: int, labels: Tensor | None = None) -> tuple[Tensor, ...]:
         """Fresh noise z, count×latent_dim, and for a conditional G the labels as one-hot y: what G takes."""
@@ -1574,7 +1577,7 @@ class RunLog:
         self.run.epochs.append(row)
         self.epochs.writerow(row)
         self.files[1].flush()
-        for column in TAGS.keys() & row.keys():
+        for column in TAGS.keys() & {name for name, value in row.items() if value != ""}:
             self.board.add_scalar(TAGS[column], row[column], row["step"])
 
     def add_picture(self, name: str, picture: Image.Image) -> None:
@@ -1691,6 +1694,8 @@ def save_gif(out: Path, unit: str, last: int, most: int = 100) -> None:
 def draw(run: Run, out: Path, samples: np.ndarray, options: argparse.Namespace, log: RunLog, last: bool) -> None:
     """The curves, a sheet of samples every `sample_every`, the weights at 1, 2, 5, 10, 20 … and last."""
     plot_losses(run, out, LOSS_NAMES[options.loss])
+    if any(row["fid"] != "" for row in run.epochs):
+        plot_fid(run, out, options)
     if run.discriminator.head is not None:
         plot_classifier(run, out, "step" if options.iterations else "epoch")
     unit, number, name = milestone(run, options.iterations)
@@ -1743,6 +1748,17 @@ def plot_losses(run: Run, out: Path, loss_name: str) -> None:
             else:
                 axes.plot(steps, values, color=BLUE, alpha=0.35, linewidth=0.8, label=label)
                 axes.plot(steps, smooth, color=BLUE, linewidth=1.8, label=f"smoothed over {window} intervals")
+
+
+def plot_fid(run: Run, out: Path, options: argparse.Namespace) -> None:
+    """`plots/fid.png`: the Fréchet distance of the samples to the training images over iterations."""
+    rows = [row for row in run.epochs if row["fid"] != ""]
+    steps, values = [row["step"] for row in rows], [row["fid"] for row in rows]
+    title = f"FID of {options.evaluate_samples:,} samples against as many training images at most"
+    with plot(out / "plots" / "fid.png", title=title, xlabel="iteration", ylabel="FID") as axes:
+        axes.plot(steps, values, color=BLUE, marker=".", label=f"{values[-1]:.4g} last")
+        best = min(range(len(values)), key=values.__getitem__)
+        axes.plot(steps[best], values[best], "o", color=ORANGE, label=f"{values[best]:.4g} best, checkpoints/best.pt")
 
 
 def plot_classifier(run: Run, out: Path, unit: str) -> None:
@@ -1929,8 +1945,8 @@ def snapshot(run: Run) -> dict[str, Any]:
     }
 
 
-def save_run(run: Run, out: Path, facts: dict[str, Any], keep: bool) -> None:
-    """Write the models, if to `keep` `checkpoints/epoch_NNNN.pt` (the newest of them stay), and `last.pt`.
+def save_run(run: Run, out: Path, facts: dict[str, Any], keep: bool, best: bool = False) -> None:
+    """Write the models, if `best` `checkpoints/best.pt`, if to `keep` `epoch_NNNN.pt` (the newest stay), and `last.pt`.
 
     last.pt comes last, so that what a crash leaves out is written when the run goes on. Raises OSError, and UserError
     (status 1) instead of saving numbers that are not finite, as after a gradient that was not.
@@ -1945,6 +1961,8 @@ def save_run(run: Run, out: Path, facts: dict[str, Any], keep: bool) -> None:
     training = {"epoch": run.epoch, "step": run.step} | {name: facts[name] for name in passed_on}
     for name, network in run.averages.items():
         save_model(out / f"{name}.safetensors", {name: network}, training)
+    if best:
+        write_whole(out / "checkpoints" / "best.pt", stream.getvalue())
     if keep:
         unit, number, name = milestone(run, facts["iterations"])
         write_whole(out / "checkpoints" / f"{name}.pt", stream.getvalue())
@@ -2098,9 +2116,13 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
 
 
 def is_table(rows: Any, columns: Sequence[str], last: int) -> bool:
-    """Whether something is a list of rows with numbers (a text for a warning), their steps growing up to `last`."""
+    """Whether something is a list of rows with numbers (a text for a warning), their steps growing up to `last`.
+
+    An FID may be missing.
+    """
     if not isinstance(rows, list) or not all(isinstance(row, dict) and tuple(row) == columns for row in rows):
         return False
+    rows = [{name: 0 if (name, value) == ("fid", "") else value for name, value in row.items()} for row in rows]
     kinds = {name: str if name == "warning" else int | float for name in columns}
     if not all(isinstance(row[name], kind) for row in rows for name, kind in kinds.items()):
         return False
@@ -2190,6 +2212,185 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
 
 
 ########################################################################################################################
+#                                                     Evaluation                                                       #
+########################################################################################################################
+
+FEATURES, LOGITS = "2048", "logits_unbiased"  # torch-fidelity's names of Inception's layers
+NETWORK = "Inception v3 of TensorFlow, 2015-12-05"
+RESIZE = "bilinear as in TensorFlow 1.x, to 299×299"
+BIASED = 10_000  # fewer samples than this make an FID that says little next to one of 50,000
+
+
+class Inception:
+    """Features of images, by torch-fidelity's Inception v3; `digest` names the weights, `has_logits` whether IS can be.
+
+    Raises UserError for weights that cannot be read or fetched.
+    """
+
+    def __init__(self, weights: Path | None, device: torch.device):
+        try:
+            from torch_fidelity import utils  # slow to import, and needed nowhere else
+        except ImportError:
+            raise UserError("evaluate: needs torch-fidelity (pip install torch-fidelity)") from None
+        self.device = device if device.type == "cuda" else torch.device("cpu")  # all that torch-fidelity knows
+        if weights:
+            try:  # the library would run what a pickle says
+                state = torch.load(weights, map_location="cpu", weights_only=True)
+                shape = state["Mixed_7c.branch1x1.conv.weight"].shape
+                if tuple(shape) != (320, 2048, 1, 1):
+                    raise ValueError("its layers have other sizes")
+            except Exception as error:  # whatever else the file is, it is not those weights
+                raise UserError(
+                    f"--inception-weights {weights}: not torch-fidelity's ({complaint(error)})"[:300]
+                ) from None
+        try:
+            self.network = utils.create_feature_extractor(
+                "inception-v3-compat",
+                [FEATURES, LOGITS],
+                cuda=self.device.type == "cuda",
+                feature_extractor_weights_path=weights and str(weights),
+                verbose=False,
+            )
+        except (OSError, RuntimeError, HTTPException) as error:
+            if weights:
+                raise UserError(
+                    f"--inception-weights {weights}: not torch-fidelity's ({complaint(error)})"[:300]
+                ) from None
+            said = f"its weights could not be fetched ({complaint(error)})"
+            raise UserError(f"evaluate: {said}; --inception-weights FILE takes a copy") from None
+        digest = hashlib.sha256()
+        for tensor in self.network.state_dict().values():
+            digest.update(tensor.cpu().numpy())
+        self.digest = digest.hexdigest()[:16]
+        self.has_logits = bool(self.network.fc.weight.any())
+
+    @torch.no_grad()
+    def features(self, pieces: Iterator[np.ndarray], count: int, what: str) -> dict[str, Tensor]:
+        """{layer: float32 count×width} of uint8 images in pieces n×H×W[×3]; grey is repeated as colour."""
+        found: dict[str, list[Tensor]] = {FEATURES: [], LOGITS: []}
+        with tqdm(total=count, desc=what, unit="img", disable=None, leave=False) as bar:
+            for piece in pieces:
+                images = torch.from_numpy(np.ascontiguousarray(piece)).to(self.device)
+                images = images.reshape(*images.shape[:3], -1).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+                for layer, values in zip(found, self.network(images), strict=True):
+                    found[layer].append(values.cpu())
+                bar.update(len(piece))
+        return {layer: torch.cat(values) for layer, values in found.items()}
+
+
+def cache_folder() -> Path:
+    """Where what takes long to compute, and can be computed again, is kept for the next time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "rollnumber_04")
+
+
+def reference_features(inception: Inception, pixels: Tensor, name: str) -> Tensor:
+    """Features of real images uint8 N×H×W×C, float32 N×2048: from the cache, or computed and put there.
+
+    `name` tells data, split, size and number; the weights' digest is added.
+    """
+    path = cache_folder() / f"{name}-{inception.digest}.safetensors"
+    try:
+        return safetensors.torch.load_file(path)["features"]
+    except (OSError, safetensors.SafetensorError, KeyError):
+        pass  # not there, or damaged: made anew
+    pieces = (piece.numpy() for piece in pixels.cpu().split(GENERATE_BATCH))
+    features = inception.features(pieces, len(pixels), "real images")[FEATURES]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, safetensors.torch.save({"features": features}))
+    except OSError as error:
+        print(f"note: {path} could not be written ({error.strerror}); the next time computes it again", file=sys.stderr)
+    return features
+
+
+def real_sample(images: Images, count: int) -> tuple[Tensor, str]:
+    """`count` of a set's images, always the same, and a name for just these, for the cache of their features."""
+    whole, size = len(images.pixels), images.pixels.shape[1]
+    picked = (
+        images.pixels if count >= whole else images.pixels[epoch_order(whole, 0, 0)[:count].to(images.pixels.device)]
+    )
+    return picked, f"{fingerprint(images)}-{size}-{len(picked)}"
+
+
+def quality(fake: dict[str, Tensor], real: Tensor, inception: Inception, seed: int = 0) -> dict[str, float]:
+    """FID (Heusel et al. 2017), KID (Bińkowski et al. 2018), precision and recall (Kynkäänniemi et al. 2019, of the
+    3rd neighbour) and, with logits, IS (Salimans et al. 2016), from features, all by torch-fidelity."""
+    from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
+
+    features = fake[FEATURES]
+    statistics = [metric_fid.fid_features_to_statistics(part) for part in (features, real)]
+    found = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)
+    size = min(1000, len(features), len(real))
+    found |= metric_kid.kid_features_to_metric(features, real, kid_subset_size=size, rng_seed=seed, verbose=False)
+    found |= metric_prc.prc_features_to_metric(features, real, save_cpu_ram=True, verbose=False)
+    if inception.has_logits:
+        found |= metric_isc.isc_features_to_metric(fake[LOGITS], rng_seed=seed)
+    names = dict(
+        fid="frechet_inception_distance",
+        kid="kernel_inception_distance_mean",
+        kid_std="kernel_inception_distance_std",
+        precision="precision",
+        recall="recall",
+        inception_score="inception_score_mean",
+        inception_score_std="inception_score_std",
+    )
+    return {short: found[name] for short, name in names.items() if name in found}
+
+
+def nearest(samples: Tensor, images: Tensor, count: int) -> Tensor:
+    """The indices, n×count, of the rows of `images` (N×…) that are nearest to each of `samples` (n×…), Euclidean."""
+    distances = [torch.cdist(samples.flatten(1).float(), part.flatten(1).float()) for part in images.split(4096)]
+    return torch.cat(distances, 1).topk(count, largest=False).indices
+
+
+def neighbours_sheet(samples: np.ndarray, images: np.ndarray, of_pixels: Tensor, of_features: Tensor) -> Image.Image:
+    """A row for each sample n×H×W[×3]: itself, its nearest images by pixels, and its nearest by features."""
+    blank = np.full_like(samples[0], 255)
+    rows = [
+        [sample, blank, *images[by_pixels.numpy()], blank, *images[by_features.numpy()]]
+        for sample, by_pixels, by_features in zip(samples, of_pixels, of_features, strict=True)
+    ]
+    return sheet(np.stack([image for row in rows for image in row]), len(rows[0]))
+
+
+def fid_during(options: argparse.Namespace, images: Images, device: torch.device) -> Callable[[Generator], float]:
+    """What `evaluate_every` calls: the FID of `evaluate_samples` samples against as many training images."""
+    from torch_fidelity import metric_fid
+
+    inception = Inception(options.inception_weights, device)
+    real = reference_features(inception, *real_sample(images, options.evaluate_samples))
+    of_real, count = metric_fid.fid_features_to_statistics(real), options.evaluate_samples
+
+    def fid(generator: Generator) -> float:
+        fake = inception.features(generator.stream(count, seed=options.seed), count, "FID")[FEATURES]
+        both = (metric_fid.fid_features_to_statistics(fake), of_real)
+        return metric_fid.fid_statistics_to_metric(*both, verbose=False)["frechet_inception_distance"]
+
+    return fid
+
+
+def judged(discriminator: Discriminator, pixels: Tensor, asked: np.ndarray | None) -> dict[str, Any]:
+    """What a classifier says of samples uint8 n×H×W×C: the share of each class, how even they are, the asked class.
+
+    `chi2` is that of the classes' counts against equal ones, with classes - 1 degrees of freedom.
+    """
+    classes, channels = (discriminator.architecture[key] for key in ("classes", "channels"))
+    probabilities, found = (
+        discriminator.classify(with_channels(Images(pixels, None, ()), channels).pixels).softmax(1).max(1)
+    )
+    counts, even = torch.bincount(found.cpu(), minlength=len(classes)), len(pixels) / len(classes)
+    result = {
+        "samples": len(pixels),
+        "mean probability of the class named": float(probabilities.mean()),
+        "share of each class": dict(zip(classes, (counts / len(pixels)).tolist(), strict=True)),
+        "chi2": float(((counts - even) ** 2 / even).sum()),
+    }
+    if asked is not None:
+        result["share in the asked class"] = float((found.cpu().numpy() == asked).mean())
+    return result
+
+
+########################################################################################################################
 #                                                      Commands                                                        #
 ########################################################################################################################
 
@@ -2217,7 +2418,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "emoji-ls-gp": EMOJI | dict(penalty="zero-gp", lr_g=3e-5, lr_d=6e-5, iterations=10_000),
 }  # fmt: skip
 MOST_KERNEL = 15
-COMMANDS = ("train", "generate", "interpolate", "classify")
+COMMANDS = ("train", "generate", "interpolate", "evaluate", "classify")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -2275,6 +2476,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
         "train": f"Train a GAN on small images. Other commands, each with its --help: {', '.join(COMMANDS[1:])}.",
         "generate": "Draw images with a trained generator. Image i of a seed is the same however many are drawn.",
         "interpolate": "Draw the images on a path between two noise vectors, or between two classes.",
+        "evaluate": "Measure a generator against real images: FID, KID, precision and recall, by torch-fidelity.",
         "classify": "Tell the classes of images with the discriminator of a run with --multitask.",
     }[command]
     parser = Parser(prog=prog, description=description, formatter_class=layout, allow_abbrev=False)
@@ -2308,6 +2510,26 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
             "--labels", metavar="A,B", help="between two classes of a conditional generator, at fixed z"
         )
         parser.add_argument("--out", type=some_path, required=True, metavar="PATH", help="x.png (a sheet) or x.gif")
+        return parser
+
+    weights = dict(type=some_path, metavar="FILE", help="torch-fidelity's Inception weights; fetched by it if left out")
+    if command == "evaluate":
+        parser.add_argument("--data", type=some_path, metavar="PATH", help="real images; drawn shapes if left out")
+        parser.add_argument("--split", choices=("train", "test", "all"), default="train", help="of the real images")
+        parser.add_argument("--samples", type=whole(2, 10**7), default=50_000, metavar="N", help="generated images")
+        parser.add_argument("--reference", type=whole(2, 10**7), metavar="N", help="real images; all if left out")
+        parser.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="of the samples")
+        parser.add_argument("--inception-weights", **weights)
+        parser.add_argument(
+            "--neighbours", type=some_path, metavar="PNG", help="draw 16 samples, each with its 5 nearest real images"
+        )
+        parser.add_argument(
+            "--judge",
+            action=argparse.BooleanOptionalAction,
+            help="train a classifier on the real images and let it name the samples' classes; of a conditional model "
+            "unless told not to",
+        )
+        parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         return parser
 
     group = parser.add_argument_group("main")
@@ -2419,6 +2641,13 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
         metavar="N",
         help="likewise between numbered checkpoints; 10 times that if left out",
     )
+    group.add_argument(
+        "--evaluate-every", type=whole(1, 10**8), metavar="N", help="likewise between measurements of FID; none without"
+    )
+    group.add_argument(
+        "--evaluate-samples", type=whole(2, 10**6), default=2000, metavar="N", help="samples for each of them"
+    )
+    group.add_argument("--inception-weights", **weights)
     group.add_argument("--keep", type=whole(1, 10**6), default=5, help="numbered checkpoints that stay")
     return parser
 
@@ -2460,18 +2689,23 @@ def count_in(options: argparse.Namespace, given: argparse.Namespace, iterations_
 
 def check_together(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Raise UserError for options that do not go together."""
-    needs = {"class_weight": "multitask", "validation_split": "multitask", "penalty_weight": "penalty"}
+    needs = {
+        "class_weight": "multitask",
+        "validation_split": "multitask",
+        "penalty_weight": "penalty",
+        "evaluate_samples": "evaluate_every",
+        "inception_weights": "evaluate_every",
+    }
     for name, other in needs.items():
-        if getattr(options, other) in (False, "none") and getattr(options, name) != parser.get_default(name):
-            raise UserError(f"--{name.replace('_', '-')}: needs --{other}")
+        if getattr(options, other) in (False, None, "none") and getattr(options, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')}: needs --{other.replace('_', '-')}")
     if options.multitask and options.conditional:
         raise UserError("--multitask: not with --conditional: D is told the classes that its head is to tell")
     if options.label_smoothing and options.loss not in SMOOTHABLE:
         raise UserError(f"--label-smoothing: --loss {options.loss} has no target for real images; ls and bce have")
-    if options.iterations and options.save_every % options.sample_every:
-        raise UserError(
-            f"--save-every {options.save_every}: must be a multiple of --sample-every {options.sample_every}"
-        )
+    for flag, every in (("--save-every", options.save_every), ("--evaluate-every", options.evaluate_every or 0)):
+        if options.iterations and every % options.sample_every:
+            raise UserError(f"{flag} {every}: must be a multiple of --sample-every {options.sample_every}")
     if options.replay and options.replay < options.batch_size:
         raise UserError(f"--replay {options.replay}: must hold at least a batch, --batch-size {options.batch_size}")
 
@@ -2623,11 +2857,12 @@ def train(options: argparse.Namespace) -> Path:
     length = f"{planned:,} iterations" if options.iterations else f"{planned:,} epochs of {steps:,} steps"
     length = "1 step" if options.dry_run else length
     announce(run, images, validation, facts, length, options.out)
+    fid = fid_during(options, images, device) if options.evaluate_every else None
     bf16, images = run.bf16, on_device(images, device)
     with open_run_folder(options.out, is_new), noted_signals() as signals:
         parts = None
         try:
-            parts = run_legs(run, images, validation, facts, options, lambda: bool(signals))
+            parts = run_legs(run, images, validation, fid, facts, options, lambda: bool(signals))
         except Stopped as stop:
             raise UserError(f"stopped at once; {what_is_saved(options.out)}", 128 + stop.args[0]) from None
         except OSError as error:  # a full disk, a folder that has become read-only: no training without saving
@@ -2670,6 +2905,7 @@ def run_legs(
     run: Run,
     images: Images,
     validation: Images | None,
+    fid: Callable[[Generator], float] | None,
     facts: dict[str, Any],
     options: argparse.Namespace,
     stop: Callable[[], bool],
@@ -2680,7 +2916,7 @@ def run_legs(
     finite, and OSError.
     """
     out, count, of_step = options.out, len(images.pixels), options.batch_size * options.d_steps
-    seconds = dict.fromkeys(("training", "pictures", "saving"), 0.0)
+    seconds = dict.fromkeys(("training", "evaluation", "pictures", "saving"), 0.0)
     write_whole(out / "options.json", json.dumps(facts, indent=2).encode())
     spread = pixel_spread(images.pixels[epoch_order(count, 0, 0)[:2000].to(images.pixels.device)].cpu())
     with (
@@ -2704,12 +2940,15 @@ def run_legs(
                 break
             if not options.iterations:
                 run.epoch, run.seen = run.epoch + 1, 0
-            last = is_done(run, options)
+            last, (_, number, _) = is_done(run, options), milestone(run, options.iterations)
             samples = run.average_g.generate(sheet_count(run.generator), seed=options.seed)
-            measured = {"diversity": pixel_spread(samples) / max(spread, 1e-6)}
+            measured = {"diversity": pixel_spread(samples) / max(spread, 1e-6), "fid": ""}
             if validation:
                 *values, confusion = validate(run.average_d, validation)
                 measured = dict(zip(VALIDATION_MEASURES, values, strict=True)) | measured
+            if fid and (last or number % options.evaluate_every == 0):
+                measured["fid"] = fid(run.average_g)
+            times.append(time.perf_counter())
             row = epoch_row(run, measured, options)
             log.add_epoch(row)
             if row["warning"]:
@@ -2720,8 +2959,8 @@ def run_legs(
                 log.add_picture("validation/confusion_matrix", plot_confusion(confusion, classes, out))
             run.seconds = 0.0
             times.append(time.perf_counter())
-            _, number, _ = milestone(run, options.iterations)
-            save_run(run, out, facts, keep=last or number % options.save_every == 0)
+            best = row["fid"] != "" and row["fid"] == min(row["fid"] for row in run.epochs if row["fid"] != "")
+            save_run(run, out, facts, last or number % options.save_every == 0, best)
             times.append(time.perf_counter())
             for part, time_spent in zip(seconds, np.diff(times), strict=True):
                 seconds[part] += time_spent
@@ -2839,7 +3078,7 @@ def announce(
 
 def epoch_line(row: dict[str, float], seconds_left: float) -> str:
     """A row of epochs.csv in a line."""
-    measures = "  ".join(f"{name} {row[name]:.3f}" for name in SHOWN if name in row)
+    measures = "  ".join(f"{name} {row[name]:.3f}" for name in SHOWN if row.get(name, "") != "")
     return f"{measures}  {row['images_per_s']:,.0f} images/s  {clock(seconds_left)} left"
 
 
@@ -2939,6 +3178,119 @@ def spherical(first: Tensor, second: Tensor, share: float) -> Tensor:
     angle = F.cosine_similarity(first, second, dim=1).clamp(-1, 1).acos()[:, None]
     arc = (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * second) / torch.sin(angle)
     return torch.where((torch.sin(angle) > 1e-3) & (0 < share < 1), arc, torch.lerp(first, second, share))
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """The command `evaluate`: prints, and returns, what a generator's samples are worth and how it was measured."""
+    begun, device = time.perf_counter(), choose_device(options.device)
+    if options.neighbours and (options.neighbours.suffix.lower() != ".png" or options.neighbours.is_dir()):
+        raise UserError(f"--neighbours {options.neighbours}: must name a .png file")
+    generator = load_generator(options.model, device)
+    size, channels, asked = (generator.architecture[key] for key in ("image_size", "channels", "classes"))
+    images = with_channels(load_images(options.data, options.split, size), channels)
+    judge = bool(asked) if options.judge is None else options.judge
+    if judge and len(images.classes) < 2:
+        raise UserError("--judge: the data has no classes to learn")
+    if judge and asked and [*images.classes] != asked:
+        raise UserError(
+            f"--data {options.data}: its classes are not those of {options.model}; --no-judge leaves them out"
+        )
+    inception = Inception(options.inception_weights, device)
+    pixels, name = real_sample(images, options.reference or len(images.pixels))
+    real = reference_features(inception, pixels, name)
+    fake = inception.features(generator.stream(options.samples, seed=options.seed), options.samples, "samples")
+    result = {
+        "model": str(options.model),
+        "data": str(options.data or "shapes"),
+        "split": options.split,
+        "n_real": len(real),
+        "n_fake": options.samples,
+        **quality(fake, real, inception, options.seed),
+        "network": NETWORK,
+        "weights": inception.digest,
+        "resize": RESIZE,
+        "seed": options.seed,
+        "biased": min(options.samples, len(real)) < BIASED,
+    }
+    if options.neighbours:
+        draw_neighbours(
+            generator.generate(16, seed=options.seed), fake[FEATURES][:16], pixels, real, options.neighbours
+        )
+    if judge:
+        result["classes"] = judge_samples(generator, images, device, options)
+    result["seconds"] = round(time.perf_counter() - begun, 1)
+    result |= {"device": device_name(device), "torch": str(torch.__version__), "tool": __version__}
+    print(json.dumps(result, ensure_ascii=False) if options.json else evaluation_text(result))
+    return result
+
+
+def draw_neighbours(samples: np.ndarray, features: Tensor, pixels: Tensor, real: Tensor, out: Path) -> None:
+    """Write the sheet of samples and their nearest real images. Raises UserError."""
+    grey = samples.ndim == 3
+    of_pixels = nearest(torch.from_numpy(samples[..., None] if grey else samples), pixels.cpu(), 5)
+    picture = neighbours_sheet(
+        samples, pixels.cpu().numpy()[..., 0] if grey else pixels.cpu().numpy(), of_pixels, nearest(features, real, 5)
+    )
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, stream.getvalue())
+    except OSError as error:
+        raise UserError(f"--neighbours {out}: {error.strerror or error}") from None
+
+
+JUDGE_EPOCHS = 6
+
+
+def judge_samples(
+    generator: Generator, images: Images, device: torch.device, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Train the classification head of a multi-task run on the real images, and let it name 10,000 samples' classes."""
+    words = (
+        f"--multitask --loss bce --width-d 64 --epochs {JUDGE_EPOCHS} --seed 0 --image-size {images.pixels.shape[1]}"
+    )
+    training = parse_options(words.split())
+    training.data, training.split, training.skip_unreadable = options.data, options.split, False
+    training.validation_split = None if options.split == "train" else 0.1
+    images, held = load_validation(training, images)
+    training.batch_size = min(training.batch_size, len(images.pixels))
+    channels = images.pixels.shape[3]
+    run = make_run(training, channels, device, bf16_pays(training, channels, device, images.classes), images.classes)
+    images, steps = on_device(images, device), len(images.pixels) // training.batch_size
+    with tqdm(total=JUDGE_EPOCHS * steps, desc="classifier", unit="step", disable=None, leave=False) as bar:
+        while run.epoch < JUDGE_EPOCHS:
+            for row in train_leg(run, images, steps, training):
+                bar.update(row["step"] - bar.n)
+            run.epoch, run.seen = run.epoch + 1, 0
+    _, accuracy, _ = validate(run.average_d, held)
+    count = min(options.samples, 10_000)
+    samples = torch.from_numpy(generator.generate(count, seed=options.seed))
+    said = judged(run.average_d, samples.reshape(*samples.shape[:3], -1), generator.labels_for(None, 0, count))
+    return {"classifier_accuracy": accuracy, "classifier_validated_on": len(held.labels), **said}
+
+
+def evaluation_text(result: dict[str, Any]) -> str:
+    """What `evaluate` has found, for people."""
+    lines = [f"FID               {result['fid']:.4f}"]
+    lines += [f"KID               {result['kid']:.6f} ± {result['kid_std']:.6f}"]
+    if "inception_score" in result:
+        lines += [f"Inception score   {result['inception_score']:.3f} ± {result['inception_score_std']:.3f}"]
+    lines += [f"precision         {result['precision']:.4f}", f"recall            {result['recall']:.4f}"]
+    if classes := result.get("classes"):
+        if "share in the asked class" in classes:
+            lines += [f"in asked class    {classes['share in the asked class']:.2%} of {classes['samples']:,}"]
+        lines += [f"even classes      chi² {classes['chi2']:.1f}, {len(classes['share of each class']) - 1} d. f."]
+        lines += [f"  {name:15} {share:.2%}" for name, share in classes["share of each class"].items()]
+        accuracy, held = classes["classifier_accuracy"], classes["classifier_validated_on"]
+        lines += [f"classifier        {accuracy:.2%} right on {held:,} images that it was not trained on"]
+    lines += [f"of                {result['n_fake']:,} samples, seed {result['seed']}, of {result['model']}"]
+    lines += [f"against           {result['n_real']:,} images of {result['data']}, split {result['split']}"]
+    lines += [f"network           {result['network']}, weights {result['weights']}, {result['resize']}"]
+    lines += [f"time              {clock(result['seconds'])} on {result['device']}"]
+    if result["biased"]:
+        lines += ["note: FID, precision and recall of so few images are biased: compare with the same numbers only"]
+    return "\n".join(lines)
 
 
 def classify(options: argparse.Namespace) -> None:
@@ -3044,7 +3396,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command == "train":
             train(parse_options(argv))
         else:
-            commands = {"generate": generate, "interpolate": interpolate, "classify": classify}
+            commands = {"generate": generate, "interpolate": interpolate, "evaluate": evaluate, "classify": classify}
             commands[command](build_parser(command).parse_args(argv))
     except UserError as error:
         return complain(str(error), error.status)

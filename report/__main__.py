@@ -42,7 +42,8 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     """The rows of a run's table, less its column of words."""
     with open(path, newline="", encoding="utf-8") as file:
         return [
-            {name: float(value) for name, value in row.items() if name != "warning"} for row in csv.DictReader(file)
+            {name: float(value) for name, value in row.items() if name != "warning" and value}
+            for row in csv.DictReader(file)
         ]
 
 
@@ -99,28 +100,11 @@ def mean(rows: list[dict[str, float]], name: str) -> float:
 
 
 def judge(out: Path, classifier: Path, count: int) -> dict[str, Any]:
-    """What a classifier says of samples of seed 0 of a run: the share of each class, how sure it is, the asked class.
-
-    `chi2` is that of the counts against equal ones, with classes - 1 degrees of freedom.
-    """
+    """What a classifier says of samples of seed 0 of a run."""
     generator = gan.load_generator(out / "generator.safetensors")
-    discriminator = gan.load_network(classifier, "discriminator")
-    classes = discriminator.architecture["classes"]
-    images = torch.from_numpy(generator.generate(count))
-    pixels = gan.with_channels(
-        gan.Images(images.reshape(*images.shape[:3], -1), None, ()), discriminator.architecture["channels"]
-    )
-    probabilities, found = discriminator.classify(pixels.pixels).softmax(1).max(1)
-    counts = torch.bincount(found, minlength=len(classes))
-    asked = generator.labels_for(None, 0, count)
-    return {
-        "samples": count,
-        "mean probability of the class named": float(probabilities.mean()),
-        "share of each class": dict(zip(classes, (counts / count).tolist(), strict=True)),
-        "chi2": float(((counts - count / len(classes)) ** 2 / (count / len(classes))).sum()),
-    } | (
-        {} if asked is None else {"share in the asked class": float((found == torch.from_numpy(asked)).float().mean())}
-    )
+    samples = torch.from_numpy(generator.generate(count))
+    pixels, asked = samples.reshape(*samples.shape[:3], -1), generator.labels_for(None, 0, count)
+    return gan.judged(gan.load_network(classifier, "discriminator"), pixels, asked)
 
 
 def sample_sheet(out: Path, number: int) -> Path:

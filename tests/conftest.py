@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test process a core, instead of two threads that wait for each other
+
 import numpy as np
 import pytest
 from PIL import Image

@@ -60,7 +60,7 @@ def test_a_run_writes_the_whole_contract(trained):
 
     log = rows(out / "log.csv")
     assert [int(row["step"]) for row in log] == [3, 4, 7, 8]
-    assert list(log[0]) == ["step", "epoch", "d_loss", "g_loss", "d_real", "d_fake", "images_per_s"]
+    assert list(log[0]) == ["step", "epoch", *gan.MEASURES, *gan.SIDES, "images_per_s"]
     epochs = rows(out / "epochs.csv")
     assert [int(row["epoch"]) for row in epochs] == [1, 2]
     for name in ("d_loss", "g_loss", "d_real", "d_fake"):

@@ -401,7 +401,7 @@ def test_the_warning_is_in_the_table_and_on_the_screen(whole, tmp_path, monkeypa
     words = run_words(data, tmp_path / "run")
     words[words.index("--epochs") + 1] = "5"
     assert gan.main(words) == 0
-    assert capsys.readouterr().out.count("warning: epoch 3: the samples hardly differ") == 1
+    assert capsys.readouterr().out.count("warning: epoch 3/5: the samples hardly differ") == 1
     with open(tmp_path / "run/epochs.csv", newline="", encoding="utf-8") as file:
         warnings = [row["warning"] for row in csv.DictReader(file)]
     assert [bool(warning) for warning in warnings] == [False, False, True, False, False]

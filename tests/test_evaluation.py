@@ -1,0 +1,328 @@
+"""Evaluation: torch-fidelity's values, the cache of real features, neighbours, classes, and the best checkpoint."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOY, pictures, save_all
+from PIL import Image
+
+import rollnumber_04 as gan
+
+CPU = torch.device("cpu")
+NAMES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file of random weights in torch-fidelity's layout, and one with other numbers and no logits."""
+    from torch_fidelity import feature_extractor_inceptionv3 as library
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "load_state_dict_from_url", lambda *args, **kwargs: {})
+        patch.setattr(library.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        torch.manual_seed(0)
+        state = library.FeatureExtractorInceptionV3("random", ["2048"]).state_dict()
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save(state, folder / "random.pth")
+    torch.save({k: t * 0 if k.startswith("fc") else t for k, t in state.items()}, folder / "no-logits.pth")
+    return folder
+
+
+@pytest.fixture
+def early(monkeypatch, tmp_path):
+    """Inception's first layers in the place of its last: as fast as a test; a cache of the test's own."""
+    monkeypatch.setattr(gan, "FEATURES", "64")
+    monkeypatch.setattr(gan, "LOGITS", "192")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "rollnumber_04"
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A generator of 8×8 colour images whose pixels differ."""
+    torch.manual_seed(0)
+    generator = gan.Generator(8, 3, 4, 4)
+    with torch.no_grad():
+        generator.project.weight.mul_(50)
+    path = tmp_path / "model.safetensors"
+    gan.save_model(path, {"generator": generator}, {})
+    return path
+
+
+def evaluate(*words, capsys):
+    assert gan.main(["evaluate", *map(str, words), "--device", "cpu"]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_values_are_those_of_the_library(weights, early, model, tmp_path, capsys):
+    import torch_fidelity
+
+    images = pictures(60, seed=1)
+    data = save_all(images, tmp_path / "data")
+    words = [
+        model,
+        "--data",
+        data,
+        "--samples",
+        50,
+        "--seed",
+        3,
+        "--inception-weights",
+        weights / "random.pth",
+        "--json",
+    ]
+    found = json.loads(evaluate(*words, capsys=capsys))
+
+    class Uint8(torch.utils.data.Dataset):
+        def __init__(self, array):
+            self.images = torch.from_numpy(array).permute(0, 3, 1, 2)
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitem__(self, i):
+            return self.images[i]
+
+    expected = torch_fidelity.calculate_metrics(
+        input1=Uint8(gan.load_generator(model).generate(50, seed=3)),
+        input2=Uint8(images),
+        cuda=False, isc=True, fid=True, kid=True, prc=True, verbose=False, cache=False, save_cpu_ram=True,
+        feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights / "random.pth"),
+        feature_layer_isc="192", feature_layer_fid="64", feature_layer_kid="64", feature_layer_prc="64",
+        kid_subset_size=50, rng_seed=3, batch_size=50,
+    )  # fmt: skip
+    names = {
+        "fid": "frechet_inception_distance",
+        "kid": "kernel_inception_distance_mean",
+        "kid_std": "kernel_inception_distance_std",
+        "precision": "precision",
+        "recall": "recall",
+        "inception_score": "inception_score_mean",
+    }
+    for name, long in names.items():
+        if name == "inception_score":  # shuffled by the seed there
+            assert found[name] == pytest.approx(expected[long], rel=1e-2)
+        else:
+            assert found[name] == pytest.approx(expected[long], rel=1e-3, abs=1e-6), name
+    assert (found["n_real"], found["n_fake"], found["split"], found["seed"]) == (60, 50, "train", 3)
+    assert found["biased"]
+    assert found["network"] == gan.NETWORK
+    assert len(found["weights"]) == 16
+    assert found["seconds"] > 0
+
+
+def test_without_logits_there_is_no_inception_score(weights, early, model, tmp_path, capsys):
+    data = save_all(pictures(20), tmp_path / "data")
+    said = evaluate(
+        model, "--data", data, "--samples", 20, "--inception-weights", weights / "no-logits.pth", capsys=capsys
+    )
+    assert said.startswith("FID ")
+    assert "Inception score" not in said
+    assert "note: FID, precision and recall of so few images are biased" in said
+    assert "20 samples, seed 0, of" in said
+
+
+def test_the_cache_holds_the_real_features_and_knows_what_of(weights, early, model, tmp_path, capsys, monkeypatch):
+    data, other = save_all(pictures(30), tmp_path / "data"), save_all(pictures(30, seed=1), tmp_path / "other")
+    original, computed = gan.Inception.features, []
+
+    def counted(self, pieces, count, what):
+        computed.append(what)
+        return original(self, pieces, count, what)
+
+    monkeypatch.setattr(gan.Inception, "features", counted)
+
+    def run(*words, pth="random.pth", folder=data):
+        computed.clear()
+        words = [model, "--data", folder, "--samples", 20, "--json", *words, "--inception-weights", weights / pth]
+        found = json.loads(evaluate(*words, capsys=capsys))
+        return found["fid"], "real images" in computed
+
+    first, fresh = run()
+    assert fresh
+    assert len([*early.iterdir()]) == 1
+    assert run() == (first, False)  # the second time pays for the samples only
+    assert run("--reference", "20")[1]
+    assert run(pth="no-logits.pth")[1]
+    assert run(folder=other)[1]
+    assert not run(folder=other)[1]
+    assert len([*early.iterdir()]) == 4
+    for file in early.iterdir():
+        file.write_bytes(file.read_bytes()[:100])  # a damaged file is made anew
+    assert run() == (first, True)
+    assert run() == (first, False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    words = [model, "--data", data, "--samples", 20, "--json", "--inception-weights", weights / "random.pth"]
+    assert gan.main(["evaluate", *map(str, words)]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["fid"] == first
+    assert "could not be written" in said.err
+
+
+def test_the_neighbours_picture_finds_a_planted_copy(weights, early, model, tmp_path, capsys):
+    generator = gan.load_generator(model)
+    images = pictures(40)
+    images[17] = generator.generate(6, seed=0)[5]  # "training images" of which the model has learnt one by heart
+    data = save_all(images, tmp_path / "data")
+    out = tmp_path / "pictures" / "near.png"
+    evaluate(
+        model,
+        "--data",
+        data,
+        "--samples",
+        20,
+        "--inception-weights",
+        weights / "random.pth",
+        "--neighbours",
+        out,
+        capsys=capsys,
+    )
+    with Image.open(out) as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == (16 * 66 + 2, 13 * 66 + 2, 3)  # sample, gap, 5 by pixels, gap, 5 by features
+    tiles = [[pixels[2 + 66 * r : 66 + 66 * r : 8, 2 + 66 * c : 66 + 66 * c : 8] for c in range(13)] for r in range(16)]
+    for row in range(16):
+        assert (tiles[row][0] == generator.generate(16, seed=0)[row]).all()
+        assert (tiles[row][1] == 255).all()
+        copies = [(tiles[row][column] == tiles[row][0]).all() for column in range(13)]
+        assert copies == [column == 0 or (row == 5 and column in (2, 8)) for column in range(13)]
+        distances = [((images.astype(float) - tiles[row][0]) ** 2).sum((1, 2, 3))]
+        nearest = images[np.argsort(distances[0])[:5]]
+        assert all((tiles[row][2 + i] == nearest[i]).all() for i in range(5))
+
+
+def test_what_a_classifier_says_of_samples():
+    discriminator = gan.Discriminator(8, 3, 4, classes=NAMES)
+    answers = torch.tensor([0, 1, 1, 2, 1, 1, 1, 1])
+    discriminator.classify = lambda pixels: torch.nn.functional.one_hot(answers, 3) * 50.0
+    said = gan.judged(discriminator, torch.zeros(8, 8, 8, 1, dtype=torch.uint8), np.array([0, 1, 2, 2, 0, 1, 2, 0]))
+    assert said["share of each class"] == {"ant": 1 / 8, "bee": 6 / 8, "cat": 1 / 8}
+    assert said["share in the asked class"] == 4 / 8
+    assert said["chi2"] == pytest.approx(2 * (1 - 8 / 3) ** 2 / (8 / 3) + (6 - 8 / 3) ** 2 / (8 / 3))
+    assert "share in the asked class" not in gan.judged(discriminator, torch.zeros(8, 8, 8, 3, dtype=torch.uint8), None)
+
+
+def test_evaluate_trains_a_classifier_for_a_conditional_model(weights, early, tmp_path, capsys, monkeypatch):
+    """Classes that differ in brightness, and a generator whose class decides the brightness, all but one as asked."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 96), ("test", 20)):
+        for i, name in enumerate(NAMES):
+            level = rng.normal(40 + 85 * i, 8, (count, 8, 8, 3))
+            save_all(np.clip(level, 0, 255).astype(np.uint8), tmp_path / "data" / split / name)
+    generator = gan.Generator(8, 3, 4, 4, classes=NAMES)
+    level = torch.tensor([40, 125, 125])  # the third class is drawn as the second
+
+    def draw(z, y):
+        return np.repeat((y @ level.float()).numpy().astype(np.uint8), 192).reshape(-1, 8, 8, 3)
+
+    monkeypatch.setattr(gan, "load_generator", lambda *args: generator)
+    monkeypatch.setattr(gan, "JUDGE_EPOCHS", 12)
+    generator.draw = draw
+    words = ["model", "--data", tmp_path / "data", "--samples", 30, "--inception-weights", weights / "no-logits.pth"]
+    found = json.loads(evaluate(*words, "--json", capsys=capsys))["classes"]
+    assert found["classifier_accuracy"] > 0.95
+    assert found["classifier_validated_on"] == 60
+    assert found["share in the asked class"] == pytest.approx(2 / 3)
+    assert found["share of each class"] == pytest.approx({"ant": 1 / 3, "bee": 2 / 3, "cat": 0})
+    assert found["chi2"] == pytest.approx(20)  # 10, 20, 0 against 10 each
+    text = evaluate(*words, capsys=capsys)
+    assert "in asked class    66.67% of 30" in text
+    assert "in asked class" not in evaluate(*words, "--no-judge", capsys=capsys)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """FIDs that are told in advance, measured by nobody."""
+    values = iter([50.0, 30.0, 40.0, 20.0, 25.0])
+    monkeypatch.setattr(gan, "fid_during", lambda options, images, device: lambda generator: next(values))
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_best_is_the_best_of_the_curve(scripted, tmp_path):
+    data = save_all(pictures(16), tmp_path / "data")
+    words = [*TOY, "--data", str(data), "--seed", "1", "--evaluate-every", "2", "--out", str(tmp_path / "run")]
+    out = gan.train(gan.parse_options([*words, "--epochs", "6"]))
+    assert [row["fid"] for row in rows(out / "epochs.csv")] == ["", "50.0", "", "30.0", "", "40.0"]
+    assert gan.load_checkpoint(out / "checkpoints" / "best.pt")["epoch"] == 4
+    assert (out / "plots" / "fid.png").exists()
+    gan.train(gan.parse_options(["--resume", str(out), "--epochs", "9"]))  # knows what was best before
+    assert [row["fid"] for row in rows(out / "epochs.csv")][6:] == ["", "20.0", "25.0"]  # the last is always measured
+    best = gan.load_checkpoint(out / "checkpoints" / "best.pt")
+    assert best["epoch"] == 8
+    assert gan.load_generator(out / "checkpoints" / "best.pt").generate(2).shape == (2, 8, 8, 3)
+
+
+def test_without_evaluation_there_is_no_best(tmp_path):
+    data = save_all(pictures(16), tmp_path / "data")
+    out = gan.train(gan.parse_options([*TOY, "--data", str(data), "--epochs", "1", "--out", str(tmp_path / "run")]))
+    assert not (out / "checkpoints" / "best.pt").exists()
+    assert not (out / "plots" / "fid.png").exists()
+    assert rows(out / "epochs.csv")[0]["fid"] == ""
+
+
+def test_a_run_measures_itself(weights, early, tmp_path):
+    data = save_all(pictures(24), tmp_path / "data")
+    words = [
+        *TOY,
+        "--data",
+        str(data),
+        "--seed",
+        "1",
+        "--iterations",
+        "4",
+        "--sample-every",
+        "2",
+        "--evaluate-every",
+        "2",
+    ]
+    words += ["--evaluate-samples", "16", "--inception-weights", str(weights / "random.pth")]
+    out = gan.train(gan.parse_options([*words, "--out", str(tmp_path / "run")]))
+    values = [float(row["fid"]) for row in rows(out / "epochs.csv")]
+    inception = gan.Inception(weights / "random.pth", CPU)
+    real = gan.reference_features(inception, *gan.real_sample(gan.load_images(data), 16))
+    generator = gan.load_generator(out / "generator.safetensors")
+    fake = inception.features(generator.stream(16, seed=1), 16, "")
+    assert values[-1] == pytest.approx(gan.quality(fake, real, inception)["fid"], rel=1e-6)
+
+
+def test_what_evaluate_refuses(weights, early, model, tmp_path, fails, monkeypatch):
+    data = save_all(pictures(8), tmp_path / "data")
+    nothing, text = tmp_path / "no.pth", tmp_path / "text.pth"
+    text.write_text("not weights")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    torch.save(gan.Generator(8, 3, 4, 4), tmp_path / "code.pth")  # a pickle of objects is not opened
+    for path in (nothing, text, tmp_path / "other.pth", tmp_path / "code.pth"):
+        said = fails("evaluate", model, "--data", data, "--samples", 4, "--inception-weights", path)
+        assert f"--inception-weights {path}: not torch-fidelity's" in said
+    good = ["--inception-weights", weights / "random.pth", "--samples", 4]
+    assert "there is no such file or folder" in fails("evaluate", model, "--data", tmp_path / "none", *good)
+    assert "--neighbours x.gif: must name a .png file" in fails(
+        "evaluate", model, "--data", data, "--neighbours", "x.gif"
+    )
+    assert "--judge: the data has no classes" in fails("evaluate", model, "--data", data, "--judge", *good)
+    assert "--samples: '1' is not a whole number from 2" in fails("evaluate", model, "--samples", "1")
+    assert "--evaluate-samples: needs --evaluate-every" in fails("--data", data, "--evaluate-samples", "10")
+    assert "--evaluate-every 3: must be a multiple of --sample-every 2" in fails(
+        "--data", data, "--iterations", "4", "--sample-every", "2", "--evaluate-every", "3"
+    )
+    said = fails("--data", data, *TOY, "--epochs", "2", "--evaluate-every", "1", "--inception-weights", text)
+    assert "--inception-weights" in said
+
+    from torch_fidelity import feature_extractor_inceptionv3 as library
+
+    def unreachable(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(library, "load_state_dict_from_url", unreachable)
+    said = fails("evaluate", model, "--data", data, "--samples", 4)
+    assert "its weights could not be fetched (no route to host); --inception-weights FILE takes a copy" in said
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    assert "needs torch-fidelity (pip install torch-fidelity)" in fails("evaluate", model, "--data", data, *good)
