@@ -2233,17 +2233,10 @@ class Inception:
         except ImportError:
             raise UserError("evaluate: needs torch-fidelity (pip install torch-fidelity)") from None
         self.device = device if device.type == "cuda" else torch.device("cpu")  # all that torch-fidelity knows
-        if weights:
-            try:  # the library would run what a pickle says
-                state = torch.load(weights, map_location="cpu", weights_only=True)
-                shape = state["Mixed_7c.branch1x1.conv.weight"].shape
-                if tuple(shape) != (320, 2048, 1, 1):
-                    raise ValueError("its layers have other sizes")
-            except Exception as error:  # whatever else the file is, it is not those weights
-                raise UserError(
-                    f"--inception-weights {weights}: not torch-fidelity's ({complaint(error)})"[:300]
-                ) from None
+        self.batch = 32 if self.device.type == "cpu" else GENERATE_BATCH  # 0.2 GB of maps, and a bar that moves
         try:
+            if weights:  # of any origin; the library itself would run what a pickle says
+                torch.load(weights, map_location="cpu", weights_only=True)
             self.network = utils.create_feature_extractor(
                 "inception-v3-compat",
                 [FEATURES, LOGITS],
@@ -2251,30 +2244,32 @@ class Inception:
                 feature_extractor_weights_path=weights and str(weights),
                 verbose=False,
             )
-        except (OSError, RuntimeError, HTTPException) as error:
+        except Exception as error:  # whatever else a file is, it is not those weights
+            said = " ".join(complaint(error).split())[:200]
             if weights:
-                raise UserError(
-                    f"--inception-weights {weights}: not torch-fidelity's ({complaint(error)})"[:300]
-                ) from None
-            said = f"its weights could not be fetched ({complaint(error)})"
-            raise UserError(f"evaluate: {said}; --inception-weights FILE takes a copy") from None
+                raise UserError(f"--inception-weights {weights}: not torch-fidelity's ({said})") from None
+            raise UserError(
+                f"--inception-weights: they could not be fetched ({said}); give a file that has them"
+            ) from None
         digest = hashlib.sha256()
         for tensor in self.network.state_dict().values():
             digest.update(tensor.cpu().numpy())
         self.digest = digest.hexdigest()[:16]
         self.has_logits = bool(self.network.fc.weight.any())
+        self.network.to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU, features equal to 1e-5
 
     @torch.no_grad()
     def features(self, pieces: Iterator[np.ndarray], count: int, what: str) -> dict[str, Tensor]:
         """{layer: float32 count×width} of uint8 images in pieces n×H×W[×3]; grey is repeated as colour."""
         found: dict[str, list[Tensor]] = {FEATURES: [], LOGITS: []}
-        with tqdm(total=count, desc=what, unit="img", disable=None, leave=False) as bar:
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # TF32 would be another feature network
+        with exact, tqdm(total=count, desc=what, unit="img", disable=None, leave=False) as bar:
             for piece in pieces:
-                images = torch.from_numpy(np.ascontiguousarray(piece)).to(self.device)
-                images = images.reshape(*images.shape[:3], -1).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
-                for layer, values in zip(found, self.network(images), strict=True):
-                    found[layer].append(values.cpu())
-                bar.update(len(piece))
+                for images in torch.from_numpy(np.ascontiguousarray(piece)).split(self.batch):
+                    images = images.to(self.device).reshape(*images.shape[:3], -1).permute(0, 3, 1, 2)
+                    for layer, values in zip(found, self.network(images.expand(-1, 3, -1, -1)), strict=True):
+                        found[layer].append(values.cpu())
+                    bar.update(len(images))
         return {layer: torch.cat(values) for layer, values in found.items()}
 
 

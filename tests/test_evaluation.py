@@ -323,6 +323,6 @@ def test_what_evaluate_refuses(weights, early, model, tmp_path, fails, monkeypat
 
     monkeypatch.setattr(library, "load_state_dict_from_url", unreachable)
     said = fails("evaluate", model, "--data", data, "--samples", 4)
-    assert "its weights could not be fetched (no route to host); --inception-weights FILE takes a copy" in said
+    assert "--inception-weights: they could not be fetched (no route to host); give a file that has them" in said
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     assert "needs torch-fidelity (pip install torch-fidelity)" in fails("evaluate", model, "--data", data, *good)
