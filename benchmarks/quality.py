@@ -1,0 +1,96 @@
+"""Whether the measure of quality can be trusted, and how good the saved models are by it: one command, for any GPU.
+
+    python -m benchmarks.quality --data ./cifar10 --out quality.json                  # everything, on a GPU minutes
+    python -m benchmarks.quality --data ./cifar10 --images 2000 --out quality.json    # smaller, for a CPU
+
+Measures the FID of the test images against the training images, of training images of which half are blurred, more and
+more, against the test images, and of samples of each model against the training images.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+import rollnumber_04 as gan
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = [ROOT / "saved_models" / f"cifar10-{name}.safetensors" for name in ("ls", "multitask")]
+RADII = (0.0, 0.25, 0.5, 1.0, 2.0)  # of the Gaussian blur, in pixels
+
+
+def half_blurred(pixels: np.ndarray, radius: float) -> Iterator[np.ndarray]:
+    """Images uint8 N×H×W×3 in pieces, every second one blurred."""
+    for start in range(0, len(pixels), gan.GENERATE_BATCH):
+        piece = pixels[start : start + gan.GENERATE_BATCH].copy()
+        for i in range(0, len(piece) if radius else 0, 2):
+            piece[i] = Image.fromarray(piece[i]).filter(ImageFilter.GaussianBlur(radius))
+        yield piece
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All figures, each with its numbers of images and its seconds."""
+    device = gan.choose_device(options.device)
+    inception = gan.Inception(options.inception_weights, device)
+    results: dict[str, Any] = {
+        "network": f"{gan.NETWORK}, weights {inception.digest}, {gan.RESIZE}, float32",
+        "device": gan.device_name(device),
+        "torch": str(torch.__version__),
+        "date": time.strftime("%Y-%m-%d"),
+        "figures": [],
+    }
+
+    def timed(what: str, fake: Iterator[np.ndarray], count: int, reference: torch.Tensor, of: str) -> None:
+        begun = time.perf_counter()
+        features = inception.features(fake, count, what)
+        found = gan.quality(features, reference, inception)
+        facts = {"what": what, "n": count, "against": of, "n_reference": len(reference), **found}
+        results["figures"].append(facts | {"seconds": round(time.perf_counter() - begun, 1)})
+        print(f"{what:45} {count:7,} against {len(reference):7,} {of:15} FID {found['fid']:8.3f}", flush=True)
+
+    images = {split: gan.load_images(options.data, split) for split in ("train", "test")}
+    chosen = {split: gan.real_sample(part, options.images or len(part.pixels)) for split, part in images.items()}
+    real = {split: gan.reference_features(inception, *sample) for split, sample in chosen.items()}
+    test = chosen["test"][0].numpy()
+    timed("test images", half_blurred(test, 0.0), len(test), real["train"], "training images")
+    same_number = gan.real_sample(images["train"], len(test))[0].numpy()
+    for radius in RADII:
+        what = f"training images, half of them blurred by {radius}" if radius else "training images"
+        timed(what, half_blurred(same_number, radius), len(test), real["test"], "test images")
+    for path in options.models:
+        generator = gan.load_generator(path, device)
+        count = options.images or options.samples
+        timed(path.name, generator.stream(count, seed=options.seed), count, real["train"], "training images")
+    return results
+
+
+def main() -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10, in any layout")
+    parser.add_argument("--models", type=Path, nargs="*", default=MODELS, help="generators of 32×32 colour images")
+    parser.add_argument("--samples", type=int, default=50_000, help="of each model")
+    parser.add_argument("--images", type=int, help="at most so many of everything; biased, but sooner")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--inception-weights", type=Path)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, required=True, help="a .json file")
+    options = parser.parse_args()
+    try:
+        results = measure(options)
+    except gan.UserError as error:
+        print(error, file=sys.stderr)
+        return error.status
+    options.out.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
