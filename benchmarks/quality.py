@@ -84,6 +84,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="a .json file")
     options = parser.parse_args()
     try:
+        gan.check_writable("--out", options.out.parent)
         results = measure(options)
     except gan.UserError as error:
         print(error, file=sys.stderr)

@@ -39,12 +39,11 @@ def script(*words: str | Path, **options: Any) -> subprocess.Popen:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a run's table, less its column of words."""
+    """The rows of a run's table, less its column of words and columns without a value; NaN where one is missing."""
     with open(path, newline="", encoding="utf-8") as file:
-        return [
-            {name: float(value) for name, value in row.items() if name != "warning" and value}
-            for row in csv.DictReader(file)
-        ]
+        rows = [*csv.DictReader(file)]
+    names = [name for name in (rows[0] if rows else ()) if name != "warning" and any(row[name] for row in rows)]
+    return [{name: float(row[name] or "nan") for name in names} for row in rows]
 
 
 def complete(out: Path, words: str, deadline: float) -> None:
@@ -96,7 +95,7 @@ def measure(out: Path, words: str) -> dict[str, Any]:
 
 def mean(rows: list[dict[str, float]], name: str) -> float:
     """The mean of a column."""
-    return float(np.mean([row[name] for row in rows]))
+    return float(np.nanmean([row[name] for row in rows]))
 
 
 def judge(out: Path, classifier: Path, count: int) -> dict[str, Any]:
@@ -172,7 +171,10 @@ def write_thinned(path: Path, rows: list[dict[str, float]], most: int = 100) -> 
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(rows[0])
-        table.writerows([f"{value:.5g}" if value % 1 else int(value) for value in rows[i].values()] for i in picked)
+        table.writerows(
+            ["" if np.isnan(value) else f"{value:.5g}" if value % 1 else int(value) for value in rows[i].values()]
+            for i in picked
+        )
 
 
 def main() -> int:
