@@ -2398,7 +2398,7 @@ def judged(discriminator: Discriminator, pixels: Tensor, asked: np.ndarray | Non
     result = {
         "samples": len(pixels),
         "mean probability of the class named": float(probabilities.mean()),
-        "share of each class": dict(zip(classes, (counts / len(pixels)).tolist(), strict=True)),
+        "share of each class": dict(zip(classes, (counts.double() / len(pixels)).tolist(), strict=True)),
         "chi2": float(((counts - even) ** 2 / even).sum()),
     }
     if asked is not None:
@@ -2417,7 +2417,7 @@ EMOJI = dict(
 )  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10-ls": {},
-    "mnist-bce": dict(loss="bce", epochs=15, batch_size=64, ema=10_000),
+    "mnist-bce": dict(loss="bce", width_g=64, epochs=15, ema=10_000),
     "fashion-cwgan-gp": dict(
         conditional=True, loss="wgan", penalty="wgan-gp", d_steps=5, norm="batch,none", bias=True, init="torch",
         width_g=64, width_d=48, beta1=0.0, beta2=0.9, epochs=25, ema=10_000,
