@@ -1453,7 +1453,9 @@ def bf16_pays(options: argparse.Namespace, channels: int, device: torch.device, 
     options = argparse.Namespace(**vars(options) | {"replay": 0})  # whose pool may be larger than these batches
     runs = {bf16: make_run(options, channels, device, bf16, classes) for bf16 in (True, False)}
     seconds = {True: [], False: []}
-    for _ in range(8):
+    for attempt in range(8):
+        if attempt > 1 and sum(map(sum, seconds.values())) > 3:  # steps so long that two of each tell
+            break
         for bf16, run in runs.items():
             start = time.perf_counter()
             train_step(run, batches, options)
