@@ -113,7 +113,7 @@ def sample_sheet(out: Path, number: int) -> Path:
 
 
 def side_by_side(runs: dict[str, Path], epochs: list[int]) -> Image.Image:
-    """The runs' sheets beside each other, an epoch to a row; of all but the last only the upper quarter."""
+    """The runs' sheets beside each other, a row for an epoch or iteration; of all but the last the upper quarter."""
     rows = []
     for epoch in epochs:
         sheets = [Image.open(sample_sheet(out, epoch)).convert("RGB") for out in runs.values()]
@@ -121,7 +121,8 @@ def side_by_side(runs: dict[str, Path], epochs: list[int]) -> Image.Image:
         row = Image.new("RGB", (sum(sheet.width + 12 for sheet in sheets) - 12, height + 22), "white")
         left = 0
         for name, sheet in zip(runs, sheets, strict=True):
-            ImageDraw.Draw(row).text((left + 2, 5), f"{name}, epoch {epoch}", fill="black")
+            unit = sample_sheet(runs[name], epoch).stem.partition("_")[0]
+            ImageDraw.Draw(row).text((left + 2, 5), f"{name}, {unit} {epoch}", fill="black")
             row.paste(sheet.crop((0, 0, sheet.width, height)), (left, 22))
             left += sheet.width + 12
         rows.append(row)
