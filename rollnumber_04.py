@@ -2387,6 +2387,12 @@ def fid_during(options: argparse.Namespace, images: Images, device: torch.device
     return fid
 
 
+def labelled_samples(generator: Generator, count: int, seed: int = 0) -> tuple[Tensor, np.ndarray | None]:
+    """Samples uint8 n×H×W×C, classes in turn, and their labels; None if the generator is not conditional."""
+    samples = torch.from_numpy(generator.generate(count, seed=seed))
+    return samples.reshape(*samples.shape[:3], -1), generator.labels_for(None, 0, count)
+
+
 def judged(discriminator: Discriminator, pixels: Tensor, asked: np.ndarray | None) -> dict[str, Any]:
     """What a classifier says of samples uint8 n×H×W×C: the share of each class, how even they are, the asked class.
 
@@ -3278,8 +3284,7 @@ def judge_samples(
             run.epoch, run.seen = run.epoch + 1, 0
     _, accuracy, _ = validate(run.average_d, held)
     count = min(options.samples, 10_000)
-    samples = torch.from_numpy(generator.generate(count, seed=options.seed))
-    said = judged(run.average_d, samples.reshape(*samples.shape[:3], -1), generator.labels_for(None, 0, count))
+    said = judged(run.average_d, *labelled_samples(generator, count, options.seed))
     return {"classifier_accuracy": accuracy, "classifier_validated_on": len(held.labels), **said}
 
 

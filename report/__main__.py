@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
 import rollnumber_04 as gan
@@ -101,9 +100,7 @@ def mean(rows: list[dict[str, float]], name: str) -> float:
 def judge(out: Path, classifier: Path, count: int) -> dict[str, Any]:
     """What a classifier says of samples of seed 0 of a run."""
     generator = gan.load_generator(out / "generator.safetensors")
-    samples = torch.from_numpy(generator.generate(count))
-    pixels, asked = samples.reshape(*samples.shape[:3], -1), generator.labels_for(None, 0, count)
-    return gan.judged(gan.load_network(classifier, "discriminator"), pixels, asked)
+    return gan.judged(gan.load_network(classifier, "discriminator"), *gan.labelled_samples(generator, count))
 
 
 def sample_sheet(out: Path, number: int) -> Path:
