@@ -44,9 +44,10 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import closing, contextmanager, redirect_stdout, suppress
+from contextlib import closing, contextmanager, nullcontext, redirect_stdout, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import partial
 from http.client import HTTPException
 from itertools import pairwise
@@ -61,14 +62,15 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 __version__ = "0.1.0"
+CACHE_BYTES = 4 << 30  # that the cache folder may hold
 
 
 class UserError(Exception):
@@ -81,6 +83,8 @@ class UserError(Exception):
 
 def say(line: str) -> None:
     """Print a line above any progress bar; a run goes on when nobody reads it any more, as after `| head`."""
+    if is_follower():
+        return
     try:
         tqdm.write(line)
         sys.stdout.flush()
@@ -88,9 +92,80 @@ def say(line: str) -> None:
         mute()
 
 
+def is_launched() -> bool:
+    """Whether `torchrun` has started this process, perhaps beside others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_follower() -> bool:
+    """Whether it has, and this is not the first, which alone speaks and writes."""
+    return is_launched() and os.environ["RANK"] != "0"
+
+
+def progress_bar(**settings: Any) -> tqdm:
+    """A bar on standard error, where that is a terminal."""
+    return tqdm(**settings, disable=True if is_follower() else None)
+
+
 def mute() -> None:
     """Send standard output nowhere from now on, with what Python still holds of it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves either the old one or the new one: beside it, to the disk, then renamed."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with open(beside, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the rename itself reaches the disk with the folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def cache_folder() -> Path:
+    """Where what takes long to compute, and can be computed again, is kept for the next time."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "rollnumber_04")
+    except RuntimeError:  # a user without a home, as in a container
+        return Path(tempfile.gettempdir(), "rollnumber_04")
+
+
+def load_cached(name: str) -> dict[str, Tensor] | None:
+    """What `save_cached` kept under a name; None if there is nothing, or nothing whole."""
+    path = cache_folder() / f"{name}.safetensors"
+    try:
+        tensors = safetensors.torch.load_file(path)
+        os.utime(path)  # used just now
+    except (OSError, safetensors.SafetensorError):
+        return None
+    return tensors
+
+
+def save_cached(name: str, tensors: dict[str, Tensor]) -> None:
+    """Keep tensors for the next time; what was used longest ago makes room. Says so where nothing can be written."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / f"{name}.safetensors", safetensors.torch.save(tensors))
+        files = {path: path.stat() for path in folder.glob("*.safetensors")}
+        room = CACHE_BYTES
+        for path in sorted(files, key=lambda path: files[path].st_mtime, reverse=True):
+            room -= files[path].st_size
+            if room < 0:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        path = error.filename or folder
+        print(f"note: {path} could not be written ({error.strerror}); the next time computes it again", file=sys.stderr)
 
 
 class Stopped(KeyboardInterrupt):
@@ -108,6 +183,7 @@ class NoTestSplit(UserError):
 IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .tga".split())
 IMAGE_FORMATS = "PNG JPEG BMP GIF WEBP TIFF PPM TGA".split()  # Pillow knows more, some of which call other programs
 SPLITS = {"train": {"train", "training"}, "test": {"test", "testing", "t10k", "val", "valid", "validation"}}
+CACHED_FROM, CACHE_VERSION = 5_000, 1  # files that take a second to decode; the version is that of what decoding gives
 DECODE_CHUNK = 256  # images of up to 32×32 that a worker decodes before it reports
 SIZES = [base << halvings for halvings in range(1, 9) for base in (4, 5, 6, 7)]  # that the networks make: 8, 10 … 1792
 EMNIST_CLASSES = {  # the characters that the labels of its sets stand for
@@ -141,6 +217,7 @@ def load_images(
     split: str = "train",
     image_size: int | None = None,
     skip_unreadable: bool = False,
+    cache: bool = True,
 ) -> Images:
     """Load a whole data set as one uint8 tensor.
 
@@ -149,18 +226,19 @@ def load_images(
     files, an `.npz`, or None for the built-in shapes. `split` is "train", "test" or "all", both in this order; a set
     that comes undivided is all "train". Images of another size are resized (antialiased) so that the shorter side fits,
     and cropped to the centre. `image_size` None keeps the images' own size where the networks can make it. A set whose
-    images are all grey has one channel. Raises UserError that names what is wrong.
+    images are all grey has one channel. The pixels of many image files are kept in the user's `cache`, for the next
+    time. Raises UserError that names what is wrong.
     """
     if split == "all":
-        train = load_images(path, "train", image_size, skip_unreadable)
+        train = load_images(path, "train", image_size, skip_unreadable, cache)
         try:
-            return merge(train, load_images(path, "test", train.pixels.shape[1], skip_unreadable))
+            return merge(train, load_images(path, "test", train.pixels.shape[1], skip_unreadable, cache))
         except NoTestSplit:
             return train
     if path is None:
         count, seed = (10_000, 0) if split == "train" else (2_000, 1)
         return draw_shapes(count, checked_size(image_size or 32), seed)
-    return decode_source(find_source(Path(path), split), image_size, skip_unreadable)
+    return decode_source(find_source(Path(path), split), image_size, skip_unreadable, cache)
 
 
 def find_source(path: Path, split: str) -> Source:
@@ -173,14 +251,21 @@ def find_source(path: Path, split: str) -> Source:
         raise UserError(f"--data {error.filename or path}: {error.strerror}") from None
 
 
-def decode_source(source: Source, image_size: int | None = None, skip_unreadable: bool = False) -> Images:
+def decode_source(
+    source: Source, image_size: int | None = None, skip_unreadable: bool = False, cache: bool = False
+) -> Images:
     """Decode a set at a size, or at the images' own; one channel if all are grey. Raises UserError."""
+    labels = None if source.labels is None else np.array(source.labels, np.int64)
+    classes = tuple(map(printable, source.classes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Pillow's, of tags that are damaged where the pixels are not
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # a picture that unpacks to gigabytes is damage
         size = checked_size(image_size or natural_size(source, skip_unreadable))
+        name = cache_name(source.items, size) if cache else ""
+        kept = load_cached(name) if name else None
+        if kept and "pixels" in kept and len(kept["pixels"]) == len(source.items):
+            return Images(kept["pixels"], None if labels is None else torch.from_numpy(labels), classes)
         pixels, unreadable = decode(source.items, size)
-    labels = None if source.labels is None else np.array(source.labels, np.int64)
     if unreadable:
         if not skip_unreadable:
             others = f" (and {len(unreadable) - 1:,} more)" if len(unreadable) > 1 else ""
@@ -193,8 +278,24 @@ def decode_source(source: Source, image_size: int | None = None, skip_unreadable
     if (pixels[..., :1] == pixels).all():  # grey in every pixel, however it was stored
         pixels = pixels[..., :1]
     pixels = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
-    classes = tuple(map(printable, source.classes))
+    if name and not unreadable:
+        save_cached(name, {"pixels": pixels})
     return Images(pixels, None if labels is None else torch.from_numpy(labels), classes)
+
+
+def cache_name(items: Sequence[Path] | np.ndarray, size: int) -> str:
+    """A name for the pixels of CACHED_FROM or more image files, from their paths, sizes and times; else ""."""
+    if isinstance(items, np.ndarray) or not CACHED_FROM <= len(items) <= CACHE_BYTES / 2 / (3 * size**2):
+        return ""
+    above = "" if items[0].is_absolute() else os.getcwd()
+    digest = hashlib.sha256(f"{CACHE_VERSION} {size} {above}".encode(errors="surrogatepass"))
+    for item in items:
+        try:
+            facts = os.stat(item)
+        except OSError:  # a link that leads nowhere, which decoding will complain of
+            return ""
+        digest.update(f"\n{item} {facts.st_size} {facts.st_mtime_ns}".encode(errors="surrogatepass"))
+    return f"pixels-{digest.hexdigest()[:32]}"
 
 
 def printable(name: object) -> str:
@@ -304,12 +405,12 @@ def image_files(folder: Path, below: bool = False) -> list[Path]:
     Links to files are followed, one that leads nowhere is a damaged image; links to folders are not, for they may loop.
     """
     found = []
-    for entry in os.scandir(folder):
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if is_image_name(entry.name) and (entry.is_file() or entry.is_symlink()):
             found.append(Path(entry.path))
         elif below and entry.is_dir(follow_symlinks=False) and not is_hidden(entry.name):
             found += image_files(Path(entry.path), below)
-    return sorted(found)
+    return found
 
 
 def open_maybe_gzip(path: Path) -> io.BufferedIOBase:
@@ -562,7 +663,7 @@ def decode(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, d
     else:
         large = isinstance(items[0], np.ndarray) or items[0].stat().st_size > 1 << 14
         pool = ThreadPoolExecutor(workers if large else 1)
-    with pool, tqdm(total=len(items), desc="decoding", unit="img", disable=None, leave=False) as bar:
+    with pool, progress_bar(total=len(items), desc="decoding", unit="img", leave=False) as bar:
         for chunk, (decoded, failed) in enumerate(pool.map(partial(decode_chunk, size=size), chunks)):
             start = chunk * step
             pixels[start : start + len(decoded)] = decoded
@@ -711,7 +812,7 @@ def load_validation(options: argparse.Namespace, images: Images) -> tuple[Images
         share = options.validation_split = 0.1
     if share is None:
         try:
-            test = load_images(options.data, "test", options.image_size, options.skip_unreadable)
+            test = load_images(options.data, "test", options.image_size, options.skip_unreadable, options.cache)
         except NoTestSplit:
             share = options.validation_split = 0.1
     if share is None:
@@ -1123,6 +1224,8 @@ PENALTIES = {"wgan-gp": wgan_gp, "zero-gp": zero_gp, "r1": r1}
 #                                                      Training                                                        #
 ########################################################################################################################
 
+RANK_STRIDE = 1_000_003  # between the seeds of the processes' noise
+GRAPH_AFTER = 3  # iterations, in which kernels are chosen and optimizers make their state, before one is captured
 ADVICE = "the last checkpoint is whole: --resume, or begin again, with lower --lr-g and --lr-d or with --precision fp32"
 LONG, COLLAPSED = 1000, 0.25  # steps for which a trouble has lasted; share of the data's spread
 EMA_RAMP = 0.05  # while few images have been seen, the half-life is this share of them (Karras et al. 2022, EDM)
@@ -1138,12 +1241,86 @@ TAGS = dict(  # of what each epoch measures, in TensorBoard
 )
 SHOWN = ("d_loss", "g_loss", "accuracy", "val_accuracy", "fid")  # while a run goes on
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": lambda p, lr, o: torch.optim.Adam(p, lr, betas=(o.beta1, o.beta2), fused=True),
-    "adamw": lambda p, lr, o: torch.optim.AdamW(p, lr, betas=(o.beta1, o.beta2), fused=True),
-    "rmsprop": lambda p, lr, o: torch.optim.RMSprop(p, lr),
-    "sgd": lambda p, lr, o: torch.optim.SGD(p, lr, momentum=o.beta1, fused=True),
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {  # of parameters, rate, options, whether on CUDA
+    "adam": lambda p, lr, o, c: torch.optim.Adam(p, lr, betas=(o.beta1, o.beta2), fused=True, capturable=c),
+    "adamw": lambda p, lr, o, c: torch.optim.AdamW(p, lr, betas=(o.beta1, o.beta2), fused=True, capturable=c),
+    "rmsprop": lambda p, lr, o, c: torch.optim.RMSprop(p, lr, capturable=c),
+    "sgd": lambda p, lr, o, c: torch.optim.SGD(p, lr, momentum=o.beta1, fused=True),
 }
+
+
+def process_count() -> int:
+    """How many processes train one run together, as `torchrun` starts them."""
+    return torch.distributed.get_world_size() if is_joined() else 1
+
+
+def process_rank() -> int:
+    """Which of them this is; 0 is the one that writes."""
+    return torch.distributed.get_rank() if is_joined() else 0
+
+
+def is_joined() -> bool:
+    """Whether there are several processes, and this one has joined them."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+@contextmanager
+def joined_processes(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes that `torchrun` has started, if it has; yields the device of this one."""
+    if not is_launched() or os.environ["WORLD_SIZE"] == "1":
+        yield device
+        return
+    if device.type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise UserError(f"--nproc-per-node: process {local + 1} finds {torch.cuda.device_count()} GPUs only", 1)
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while FID is measured
+    try:
+        yield device
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def shared(value: Any) -> Any:
+    """The first process's value, in all of them."""
+    if not is_joined():
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values of all processes, in the first; [] in the others."""
+    if not is_joined():
+        return [value]
+    values = [None] * process_count() if process_rank() == 0 else None
+    torch.distributed.gather_object(value, values)
+    return values or []
+
+
+def agreed(flag: bool) -> bool:
+    """Whether any process says so."""
+    if not is_joined():
+        return flag
+    flags: list[bool] = [False] * process_count()
+    torch.distributed.all_gather_object(flags, flag)
+    return any(flags)
+
+
+def average_gradients(network: nn.Module) -> None:
+    """Replace each gradient by its mean over the processes, as if their batches were one; one message for all."""
+    if not is_joined():
+        return
+    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= process_count()
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def measures_of(options: argparse.Namespace) -> tuple[str, ...]:
@@ -1201,12 +1378,14 @@ class Run:
     measures: tuple[str, ...]  # what each step measures
     totals: Tensor  # the sums of the measures of the steps since the last row of log.csv, on the device
     finite: Tensor  # for each measure, after how many of these steps its sum was finite
+    ticks: Tensor  # `step`, on the device, where a captured step reads it
     waiting: int = 0  # the number of these steps
     epoch: int = 0  # whole epochs done
     step: int = 0  # iterations done, of `planned`
     planned: int = 1
     seen: int = 0  # images of the epoch under way
     seconds: float = 0.0  # of training since the last row of epochs.csv
+    captured: Callable[[Tensor], None] | None = None  # `iteration` as a CUDA graph
     log: list[dict[str, float]] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)
 
@@ -1290,20 +1469,36 @@ def make_run(
     for network in (generator, discriminator):
         network.to(device, memory_format=torch.channels_last)  # the layout that bf16 kernels and tensor cores want
     shape, measures = (channels, options.image_size, options.image_size), measures_of(options)
+    optimizer = partial(OPTIMIZERS[options.optimizer], o=options, c=device.type == "cuda")
+    rank = process_rank()
+    if rank:  # dropout of its own, as the noise
+        torch.manual_seed(options.seed + rank)
     return Run(
         generator,
         discriminator,
         average_g=deepcopy(generator).requires_grad_(False).eval(),
         average_d=deepcopy(discriminator).requires_grad_(False).eval() if options.multitask else None,
-        optimizer_g=OPTIMIZERS[options.optimizer](generator.parameters(), options.lr_g, options),
-        optimizer_d=OPTIMIZERS[options.optimizer](discriminator.parameters(), options.lr_d, options),
+        optimizer_g=optimizer(generator.parameters(), options.lr_g),
+        optimizer_d=optimizer(discriminator.parameters(), options.lr_d),
         replay=ReplayPool(options.replay, shape, device) if options.replay else None,
-        rng=torch.Generator(device).manual_seed(options.seed + 1),  # not the stream that the weights were drawn from
+        # Not the stream that the weights were drawn from; each process has its own.
+        rng=torch.Generator(device).manual_seed(options.seed + 1 + RANK_STRIDE * rank),
         bf16=bf16,
         measures=measures,
         totals=torch.zeros(len(measures), device=device),
         finite=torch.zeros(len(measures), device=device),
+        ticks=torch.zeros((), dtype=torch.int64, device=device),
     )
+
+
+def compile_networks(run: Run) -> None:
+    """Let torch.compile fuse the networks' kernels where training calls them. Raises UserError if it cannot here."""
+    try:  # a small network, to find out now whether there is a compiler for this device
+        torch.compile(nn.Tanh())(torch.zeros(2, device=run.rng.device))
+    except Exception as error:  # of whichever of the compiler's parts
+        raise UserError(f"--compile: torch.compile does not work here ({complaint(error)})"[:300]) from None
+    for network in (run.generator, run.discriminator.features, run.discriminator.score):
+        network.compile(dynamic=False)
 
 
 @contextmanager
@@ -1328,11 +1523,11 @@ def instance_noise(run: Run, images: Tensor, options: argparse.Namespace) -> Ten
 
     Its deviation falls linearly from `instance_noise` to 0, in units of the range (-1, 1).
     """
-    deviation = options.instance_noise * max(0.0, 1 - run.step / run.planned)
-    if not deviation:
+    if not options.instance_noise:
         return images
+    deviation = options.instance_noise * (1 - run.ticks / run.planned).clamp(min=0)
     noise = torch.randn(images.shape, generator=run.rng, device=run.rng.device)
-    return images + deviation * noise.to(images.dtype)
+    return images + (deviation * noise).to(images.dtype)
 
 
 def discriminator_step(
@@ -1373,6 +1568,7 @@ def discriminator_step(
         measures += [class_loss, (logits.argmax(1) == labels).float().mean()]
     run.optimizer_d.zero_grad()
     total.backward()
+    average_gradients(network)
     run.optimizer_d.step()
     return tuple(measure.detach() for measure in measures)
 
@@ -1386,20 +1582,26 @@ def generator_step(run: Run, count: int, options: argparse.Namespace, labels: Te
     value = LOSSES[options.loss][1](fake_score)
     run.optimizer_g.zero_grad()
     value.backward()
+    average_gradients(run.generator)
     run.optimizer_g.step()
     run.discriminator.requires_grad_(True)
     return value.detach()
 
 
-def ema_decay(step: int, batch_size: int, half_life: float) -> float:
-    """The average's decay per step, such that what it holds halves every `half_life` images; 0 keeps no past."""
-    images = min(half_life, EMA_RAMP * step * batch_size)
-    return 0.5 ** (batch_size / images) if images > 0 else 0.0
+def ema_decay(ticks: Tensor, of_step: int, half_life: float) -> Tensor:
+    """The average's decay in step `ticks` of `of_step` images: what it holds halves every `half_life` images.
+
+    A half-life of 0 keeps no past.
+    """
+    return 0.5 ** (of_step / (EMA_RAMP * of_step * ticks).clamp(max=half_life))
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average <- decay · average + (1 - decay) · network, for weights and batch-norm statistics."""
+def update_average(average: nn.Module, network: nn.Module, decay: Tensor) -> None:
+    """average <- average + (1 - decay) · (network - average), for weights and batch-norm statistics.
+
+    torch's own function for it takes the decay as a Python number, which a CUDA graph would repeat for ever.
+    """
     averaged, current = [], []
     for (name, old), (_, new) in zip(named_tensors(average), named_tensors(network), strict=True):
         if name.endswith(("._u", "._v")):  # spectral norm's singular vectors: a mean of unit vectors is none
@@ -1407,7 +1609,9 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
         elif old.is_floating_point():
             averaged.append(old)
             current.append(new)
-    get_ema_multi_avg_fn(decay)(averaged, current, None)
+    change = torch._foreach_sub(current, averaged)
+    torch._foreach_mul_(change, 1 - decay)
+    torch._foreach_add_(averaged, change)
 
 
 def named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
@@ -1416,7 +1620,7 @@ def named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def train_step(run: Run, batches: Sequence[tuple[Tensor, Tensor | None]], options: argparse.Namespace) -> Tensor:
-    """An iteration: a step of D on each batch (images, labels), one of G, the averages.
+    """A step of D on each batch (images, labels), one of G, the averages.
 
     Returns run.measures as a tensor on the device, those of D as means over its steps: nothing is read back here.
     """
@@ -1424,8 +1628,8 @@ def train_step(run: Run, batches: Sequence[tuple[Tensor, Tensor | None]], option
     of_d = torch.stack(of_steps).mean(0)
     real, labels = batches[-1]
     g_loss = generator_step(run, len(real), options, labels)
-    run.step += 1
-    decay = ema_decay(run.step, len(real), options.ema)
+    run.ticks += 1
+    decay = ema_decay(run.ticks, len(real) * process_count(), options.ema)
     for name, average in run.averages.items():
         update_average(average, run.networks[name], decay)
     return torch.cat([of_d[:1], g_loss[None], of_d[1:]])
@@ -1471,14 +1675,49 @@ def blank_batches(
     return [(torch.randn(shape, device=device).permute(0, 3, 1, 2), labels.to(device)) for _ in range(options.d_steps)]
 
 
-def next_batch(run: Run, images: Images, options: argparse.Namespace, order: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The next real images of the epoch, and their labels if a network needs them."""
-    index = order[run.seen : run.seen + options.batch_size]
-    run.seen += options.batch_size
-    real = real_batch(images.pixels, index, options.flip, run.rng)
-    if not (options.multitask or options.conditional):
-        return real, None
-    return real, images.labels[index].to(real.device, non_blocking=True)
+def iteration(run: Run, images: Images, index: Tensor, options: argparse.Namespace) -> None:
+    """An iteration on the images of `index`, d_steps×B, its measures added to the sums.
+
+    All that changes from one to the next is in tensors on the device, so that a CUDA graph can repeat it.
+    """
+    with_labels, device = options.multitask or options.conditional, run.rng.device
+    batches = [
+        (
+            real_batch(images.pixels, part, options.flip, run.rng),
+            images.labels[part].to(device, non_blocking=True) if with_labels else None,
+        )
+        for part in index
+    ]
+    run.totals += train_step(run, batches, options)
+    run.finite += run.totals.isfinite()
+
+
+def why_not_captured(run: Run, images: Images, options: argparse.Namespace) -> str:
+    """Why an iteration cannot be a CUDA graph; "" if it can."""
+    reasons = {
+        "there is no CUDA GPU": run.rng.device.type != "cuda",
+        "the data is in host memory": images.pixels.device.type != run.rng.device.type,
+        "several processes share the work": process_count() > 1,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def capture(run: Run, images: Images, options: argparse.Namespace) -> Callable[[Tensor], None]:
+    """`iteration` as a CUDA graph: its few hundred kernels in one launch, on the images of the index it is called with.
+
+    The iterations before it have made all that is made once; capturing itself trains nothing.
+    """
+    index = torch.zeros(options.d_steps, options.batch_size, dtype=torch.int64, device=run.rng.device)
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(run.rng)
+    with torch.cuda.graph(graph):
+        iteration(run, images, index, options)
+
+    def replay(other: Tensor) -> None:
+        index.copy_(other)
+        graph.replay()
+
+    return replay
 
 
 def train_leg(
@@ -1490,32 +1729,48 @@ def train_leg(
     `log_every` iterations. The measures add up on the device; a GPU is waited for only where a row is made. Raises
     UserError (status 1) where a measure is not finite.
     """
-    batch, device, order = options.batch_size, run.rng.device, None
+    device, order, count = run.rng.device, None, len(images.pixels)
+    batch, together, rank = options.batch_size, options.batch_size * process_count(), process_rank()
+    at_once = device.type == "cpu" and process_count() == 1  # what is looked at after each step
+    graph_after = GRAPH_AFTER if options.cuda_graph and not why_not_captured(run, images, options) else steps
     began, timed = time.perf_counter(), 0
-    for left in range(steps, 0, -1):
-        if stop():
+    for done in range(steps):
+        if (process_count() == 1 or not run.waiting) and stop():
             break
-        batches = []
+        index = []
         for _ in range(options.d_steps):
-            if run.seen + batch > len(images.pixels):
+            if run.seen + together > count:
                 run.epoch, run.seen, order = run.epoch + 1, 0, None
             if order is None:
-                order = epoch_order(len(images.pixels), options.seed, run.epoch + 1).to(images.pixels.device)
-            batches.append(next_batch(run, images, options, order))
-        run.totals += train_step(run, batches, options)
-        run.finite += run.totals.isfinite()
-        run.waiting, timed = run.waiting + 1, timed + 1
-        row_is_due = run.waiting >= options.log_every or left == 1
-        if (row_is_due or device.type == "cpu") and not run.totals.isfinite().all():  # the wait
+                order = epoch_order(count, options.seed, run.epoch + 1).to(images.pixels.device)
+            index.append(order[run.seen + rank * batch :][:batch])
+            run.seen += together
+        pool_is_full = not run.replay or run.replay.filled == options.replay
+        if run.captured is None and done >= graph_after and pool_is_full:
+            run.captured = capture(run, images, options)
+        (run.captured or partial(iteration, run, images, options=options))(torch.stack(index))
+        run.step, run.waiting, timed = run.step + 1, run.waiting + 1, timed + 1
+        row_is_due = run.waiting >= options.log_every or done == steps - 1
+        if row_is_due:
+            average_sums(run)
+        if (row_is_due or at_once) and not run.totals.isfinite().all():  # the wait
             raise UserError(diverged(run), 1)
         if row_is_due:
             seconds = time.perf_counter() - began
             run.seconds += seconds
-            yield logged(run) | {"images_per_s": timed * batch * options.d_steps / seconds}
+            yield logged(run) | {"images_per_s": timed * together * options.d_steps / seconds}
             began, timed = time.perf_counter(), 0
     run.seconds += time.perf_counter() - began
     if run.waiting and not steps:  # resumed with a batch that no longer fits into the epoch
         yield logged(run) | {"images_per_s": 0.0}
+
+
+def average_sums(run: Run) -> None:
+    """Make the sums of the measures those of all processes: their mean, and for finite ones the least count."""
+    if is_joined():
+        torch.distributed.all_reduce(run.totals)
+        run.totals /= process_count()
+        torch.distributed.all_reduce(run.finite, torch.distributed.ReduceOp.MIN)
 
 
 def logged(run: Run) -> dict[str, float]:
@@ -1606,7 +1861,7 @@ def epoch_row(run: Run, measured: dict[str, float], options: argparse.Namespace)
     steps = np.diff([before, *(row["step"] for row in rows)])  # that each row is the mean of
     means = {name: float(np.average([row[name] for row in rows], weights=steps)) for name in run.measures}
     row = {"epoch": run.epoch + (run.seen > 0), "step": run.step, **means, **measured}
-    seen = (run.step - before) * options.batch_size * options.d_steps
+    seen = (run.step - before) * images_of_step(options)
     row |= {"images_per_s": seen / run.seconds, "seconds": run.seconds}
     judge = partial(troubles, loss=options.loss, smoothing=options.label_smoothing)
     begun = [trouble for trouble in judge([*run.epochs, row]) if trouble not in judge(run.epochs)]
@@ -1915,42 +2170,30 @@ def open_run_folder(out: Path, is_new: bool) -> Iterator[None]:
         yield
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves either the old one or the new one: beside it, to the disk, then renamed."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with open(beside, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the rename itself reaches the disk with the folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
 def snapshot(run: Run) -> dict[str, Any]:
     """All that a run is, as tensors and plain containers."""
     return {
         "networks": {name: network.state_dict() for name, network in run.networks.items()},
         "average": {name: network.state_dict() for name, network in run.averages.items()},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in run.optimizers.items()},
-        "rng": {
-            "device": run.rng.device.type,
-            "noise": run.rng.get_state(),
-            "dropout": default_rng(run.rng.device)[0](),
-        },
+        **own_state(run),
         **{name: getattr(run, name) for name in COUNTERS},
         "sums": {"totals": run.totals, "finite": run.finite},
-        "replay": vars(run.replay) if run.replay else {},
         "history": {"log": run.log, "epochs": run.epochs},
     }
+
+
+def own_state(run: Run) -> dict[str, Any]:
+    """What each process has of its own: random states and replay pool."""
+    random = {"noise": run.rng.get_state(), "dropout": default_rng(run.rng.device)[0]()}
+    return {"rng": {"device": run.rng.device.type, **random}, "replay": vars(run.replay) if run.replay else {}}
+
+
+def on_host(parts: Any) -> Any:
+    """The same containers with their tensors in host memory."""
+    if isinstance(parts, dict):
+        return {key: on_host(part) for key, part in parts.items()}
+    return parts.cpu() if isinstance(parts, Tensor) else parts
 
 
 def save_run(run: Run, out: Path, facts: dict[str, Any], keep: bool, best: bool = False) -> None:
@@ -1959,12 +2202,17 @@ def save_run(run: Run, out: Path, facts: dict[str, Any], keep: bool, best: bool 
     last.pt comes last, so that what a crash leaves out is written when the run goes on. Raises OSError, and UserError
     (status 1) instead of saving numbers that are not finite, as after a gradient that was not.
     """
+    others = gathered(own_state(run) if not is_follower() else on_host(own_state(run)))[1:]
+    if is_follower():
+        return
     state = snapshot(run)
     if wrong := difference(state, state, "state"):
         raise UserError(f"{wrong} at step {run.step:,}, epoch {run.epoch + 1}; {ADVICE}", 1)
     architecture = {name: network.architecture for name, network in run.networks.items()}
     stream = io.BytesIO()
-    torch.save({"format": CHECKPOINT_FORMAT, "options": facts, "architecture": architecture, **state}, stream)
+    torch.save(
+        {"format": CHECKPOINT_FORMAT, "options": facts, "architecture": architecture, **state, "others": others}, stream
+    )
     passed_on = ("loss", "seed", "batch_size", "data_fingerprint", "versions")
     training = {"epoch": run.epoch, "step": run.step} | {name: facts[name] for name in passed_on}
     for name, network in run.averages.items():
@@ -2016,7 +2264,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     for name, kind in kinds.items():
         if type(saved[name]) is not kind or (name in COUNTERS and not 0 <= saved[name] < 2**62):
             raise UserError(f"{path}: not a whole checkpoint: its {name} is wrong")
+    others = saved.setdefault("others", [])  # the other processes' own states
+    if not isinstance(others, list) or not all(is_own_state(other) for other in others):
+        raise UserError(f"{path}: not a whole checkpoint: its others is wrong")
     return saved
+
+
+def is_own_state(part: Any) -> bool:
+    """Whether something is made as `own_state`; what is in it is looked at where it is put back."""
+    return isinstance(part, dict) and all(isinstance(part.get(name), dict) for name in ("rng", "replay"))
 
 
 def difference(found: Any, expected: Any, name: str) -> str:
@@ -2063,7 +2319,7 @@ def optimizer_difference(found: Any, network: nn.Module, options: argparse.Names
     """What is wrong with an optimizer's state for a network: it has some for each weight, of its shape, or for none."""
     example = nn.Parameter(torch.zeros(2))  # optimizers make their state in their first step
     example.grad = torch.zeros(2)
-    optimizer = OPTIMIZERS[options.optimizer]([example], 1e-3, options)
+    optimizer = OPTIMIZERS[options.optimizer]([example], 1e-3, options, False)
     optimizer.step()
     (kinds,) = optimizer.state_dict()["state"].values() or ({},)
     state = found.get("state") if isinstance(found, dict) else None
@@ -2094,10 +2350,7 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
             optimizer.load_state_dict({"state": saved["optimizers"][name]["state"], "param_groups": groups})
     for name in COUNTERS:
         setattr(run, name, saved[name])
-    if run.replay and saved["options"].get("replay") == options.replay:
-        run.replay.images.copy_(saved["replay"]["images"])
-        run.replay.labels.copy_(saved["replay"]["labels"].clamp(0, max(0, len(classes) - 1)))
-        run.replay.filled = min(max(0, saved["replay"]["filled"]), options.replay)
+    run.ticks.fill_(run.step)
     run.totals.copy_(saved["sums"]["totals"])
     run.finite.copy_(saved["sums"]["finite"])
     for name, columns in (("log", run.log_columns), ("epochs", run.epoch_columns)):
@@ -2112,15 +2365,33 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
     before = run.epochs[-1]["step"] if run.epochs else 0
     if run.step - before > run.waiting and not any(row["step"] > before for row in run.log):
         raise UserError(f"{options.resume}: its history lacks the steps since step {before:,}")
-    if saved["rng"].get("device") != run.rng.device.type:
-        run.rng.manual_seed(options.seed + 1 + run.step)
-        say("note: the checkpoint is from another kind of device; the noise goes on from another state")
+    restore_own(run, saved, options)
+
+
+def restore_own(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> None:
+    """Put back what each process has of its own, random states and replay pool, as far as the checkpoint has them."""
+    own, rank, expected = [saved, *saved["others"]], process_rank(), own_state(run)
+    if len(own) != process_count():
+        say(f"note: {options.resume} is of {len(own)} processes together, this run of {process_count()}")
+    own = own[rank] if rank < len(own) else {}
+    wrong = ""
+    if own and run.replay and saved["options"].get("replay") == options.replay:
+        pool, classes = own["replay"], run.discriminator.architecture["classes"]
+        wrong = difference(pool, expected["replay"], "replay")
+        if not wrong:
+            run.replay.images.copy_(pool["images"])
+            run.replay.labels.copy_(pool["labels"].clamp(0, max(0, len(classes) - 1)))
+            run.replay.filled = min(max(0, pool["filled"]), options.replay)
+    if not own or own["rng"].get("device") != run.rng.device.type:
+        run.rng.manual_seed(options.seed + 1 + run.step + RANK_STRIDE * rank)
+        if own:
+            say("note: the checkpoint is from another kind of device; the noise goes on from another state")
         return
-    wrong = difference(saved["rng"], snapshot(run)["rng"], "rng")
+    wrong = wrong or difference(own["rng"], expected["rng"], "rng")
     try:
         if not wrong:
-            run.rng.set_state(saved["rng"]["noise"])
-            default_rng(run.rng.device)[1](saved["rng"]["dropout"])
+            run.rng.set_state(own["rng"]["noise"])
+            default_rng(run.rng.device)[1](own["rng"]["dropout"])
     except RuntimeError as error:  # of the right size, and yet no state
         wrong = f"its rng is wrong ({error})"
     if wrong:
@@ -2281,7 +2552,7 @@ class Inception:
         """{layer: float32 count×width} of uint8 images in pieces n×H×W[×3]; grey is repeated as colour."""
         found: dict[str, list[Tensor]] = {FEATURES: [], LOGITS: []}
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # TF32 would be another feature network
-        with exact, tqdm(total=count, desc=what, unit="img", disable=None, leave=False) as bar:
+        with exact, progress_bar(total=count, desc=what, unit="img", leave=False) as bar:
             for piece in pieces:
                 for images in torch.from_numpy(np.ascontiguousarray(piece)).split(self.batch):
                     images = images.to(self.device).reshape(*images.shape[:3], -1).permute(0, 3, 1, 2)
@@ -2291,31 +2562,17 @@ class Inception:
         return {layer: torch.cat(values) for layer, values in found.items()}
 
 
-def cache_folder() -> Path:
-    """Where what takes long to compute, and can be computed again, is kept for the next time."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "rollnumber_04")
-    except RuntimeError:  # a user without a home, as in a container
-        return Path(tempfile.gettempdir(), "rollnumber_04")
-
-
 def reference_features(inception: Inception, pixels: Tensor, name: str) -> Tensor:
     """Features of real images uint8 N×H×W×C, float32 N×2048: from the cache, or computed and put there.
 
     `name` tells data, split, size and number; the weights' digest is added.
     """
-    path = cache_folder() / f"{name}-{FEATURES}-{inception.digest}.safetensors"
-    try:
-        return safetensors.torch.load_file(path)["features"]
-    except (OSError, safetensors.SafetensorError, KeyError):
-        pass  # not there, or damaged: made anew
+    name = f"{name}-{FEATURES}-{inception.digest}"
+    if (found := load_cached(name)) and "features" in found:
+        return found["features"]
     pieces = (piece.numpy() for piece in pixels.cpu().split(GENERATE_BATCH))
     features = inception.features(pieces, len(pixels), "real images")[FEATURES]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, safetensors.torch.save({"features": features}))
-    except OSError as error:
-        print(f"note: {path} could not be written ({error.strerror}); the next time computes it again", file=sys.stderr)
+    save_cached(name, {"features": features})
     return features
 
 
@@ -2421,7 +2678,7 @@ def judged(discriminator: Discriminator, pixels: Tensor, asked: np.ndarray | Non
 # A preset is a named set of defaults; a flag that is given wins. `cifar10-ls` is the assignment: every default below.
 EMOJI = dict(
     image_size=32, upsample="nearest", kernel=5, norm="batch-inner,batch", width_d=64, negative_slope=0.0,
-    latent="uniform", batch_size=32, iterations=20_000, sample_every=200, lr_g=3e-4, lr_d=6e-4,
+    latent="uniform", batch_size=32, iterations=10_000, sample_every=200, lr_g=3e-4, lr_d=6e-4,
 )  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "cifar10-ls": {},
@@ -2432,14 +2689,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     "mnist-blocks": dict(
         arch="blocks", upsample="nearest", kernel=3, width_g=64, dropout=0.3, bias=True, init="torch", loss="bce",
-        epochs=5, ema=10_000,
+        epochs=3, ema=10_000,
     ),
     "mnist-conv": dict(
         norm="batch-inner", negative_slope_g=0.2, bias=True, init="dcgan", loss="bce", split="all", iterations=10_000,
         sample_every=500, ema=10_000,
     ),
     "emoji-ls": EMOJI,
-    "emoji-ls-gp": EMOJI | dict(penalty="zero-gp", lr_g=3e-5, lr_d=6e-5, iterations=10_000),
+    "emoji-ls-gp": EMOJI | dict(penalty="zero-gp", lr_g=3e-5, lr_d=6e-5),
 }  # fmt: skip
 MOST_KERNEL = 15
 COMMANDS = ("train", "generate", "interpolate", "evaluate", "classify")
@@ -2507,6 +2764,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     whole, real = partial(number, int), partial(number, float)
     device = dict(default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 … or mps")
     switch = dict(action=argparse.BooleanOptionalAction, default=False)
+    cache = dict(action=argparse.BooleanOptionalAction, default=True, help="keep many files' pixels for the next time")
 
     add = parser.add_argument
     if command != "train":
@@ -2547,6 +2805,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
             "unless told not to",
         )
         add("--skip-unreadable", action="store_true", help="leave damaged images out instead of stopping")
+        add("--cache", **cache)
         add("--json", action="store_true", help="print one JSON object and nothing else")
         return parser
 
@@ -2554,7 +2813,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     add("--preset", choices=PRESETS, default="cifar10-ls", help="a named set of defaults")
     add("--epochs", type=whole(1, 10**6), help="passes over the data (50)")
     add("--iterations", type=whole(1, 10**8), metavar="N", help="steps of G, instead of --epochs")
-    add("--batch-size", type=whole(2, 2**16), default=64, help="images a step")
+    add("--batch-size", type=whole(2, 2**16), default=64, help="images a step, of each process")
     add("--seed", type=whole(0, 2**31 - 1), help="of everything random; drawn and printed if left out")
     add("--resume", nargs="?", type=some_path, const=True, metavar="PATH", help="go on from PATH or --out's last.pt")
     add("--dry-run", action="store_true", help="one real step, every file written")
@@ -2567,6 +2826,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     add("--image-size", type=whole(1, 1024), help="pixels a side; the images' own if left out")
     add("--flip", **switch, help="mirror half of the images")
     add("--skip-unreadable", action="store_true", help="leave damaged images out instead of stopping")
+    add("--cache", **cache)
 
     add = parser.add_argument_group("networks").add_argument
     add("--arch", choices=ARCHITECTURES, default="dcgan", help="a convolution a stage, or blocks of two and three")
@@ -2628,6 +2888,9 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     add("--device", **device)
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where faster")
     add("--deterministic", action="store_true", help="the same run again on a GPU, too, if slower")
+    add("--compile", **switch, help="fuse kernels by torch.compile: half a minute at the start, faster steps on a GPU")
+    graph = dict(action=argparse.BooleanOptionalAction, default=True)
+    add("--cuda-graph", **graph, help="on an NVIDIA GPU launch a whole step at once")
 
     add = parser.add_argument_group("output").add_argument
     add("--out", type=some_path, metavar="DIR", help="runs/<preset>-<date>-<time> if left out")
@@ -2701,6 +2964,8 @@ def check_together(options: argparse.Namespace, parser: argparse.ArgumentParser)
             raise UserError(f"--{name.replace('_', '-')}: needs --{other.replace('_', '-')}")
     if options.multitask and options.conditional:
         raise UserError("--multitask: not with --conditional: D is told the classes that its head is to tell")
+    if options.compile and options.penalty != "none":
+        raise UserError("--compile: not with --penalty: torch.compile does not take the gradient of a gradient")
     if options.label_smoothing and options.loss not in SMOOTHABLE:
         raise UserError(f"--label-smoothing: --loss {options.loss} has no target for real images; ls and bce have")
     for flag, every in (("--save-every", options.save_every), ("--evaluate-every", options.evaluate_every)):
@@ -2779,7 +3044,7 @@ def command_line(saved: dict[str, Any]) -> list[str]:
 
 def plain(options: argparse.Namespace) -> dict[str, Any]:
     """The options that describe a run, as plain values: what is written to options.json and into checkpoints."""
-    here_only = ("resume", "saved", "dry_run", "out", "download")
+    here_only = ("resume", "saved", "dry_run", "out", "download", "cache")
     items = {name: value for name, value in vars(options).items() if name not in here_only}
     return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in items.items()}
 
@@ -2789,7 +3054,8 @@ def load_data(options: argparse.Namespace) -> tuple[Images, Images | None, str]:
 
     Settles the options that depend on the data, `image_size` and `batch_size`. Raises UserError.
     """
-    images, validation = load_images(options.data, options.split, options.image_size, options.skip_unreadable), None
+    how = (options.image_size, options.skip_unreadable, options.cache)
+    images, validation = load_images(options.data, options.split, *how), None
     options.image_size = images.pixels.shape[1]
     data_fingerprint = fingerprint(images)
     if options.multitask or options.conditional:
@@ -2800,11 +3066,12 @@ def load_data(options: argparse.Namespace) -> tuple[Images, Images | None, str]:
     if options.multitask:
         images, validation = load_validation(options, images)
     count = len(images.pixels)
-    if count < 2 * options.d_steps:
-        needed = f"{2 * options.d_steps} images" + " (--d-steps)" * (options.d_steps > 1)
+    fewest = 2 * options.d_steps * process_count()
+    if count < fewest:
+        needed = f"{fewest} images" + " (--d-steps)" * (options.d_steps > 1)
         raise UserError(f"--data {options.data}: training needs at least {needed}, found {count}")
-    if options.batch_size * options.d_steps > count:
-        most = count // options.d_steps
+    if images_of_step(options) > count:
+        most = count // (options.d_steps * process_count())
         times = f" times --d-steps {options.d_steps}" if options.d_steps > 1 else ""
         say(f"note: --batch-size {options.batch_size}{times} is more than the {count} images; using {most}")
         options.batch_size = most
@@ -2813,10 +3080,16 @@ def load_data(options: argparse.Namespace) -> tuple[Images, Images | None, str]:
 
 def train(options: argparse.Namespace) -> Path:
     """Train as `options` (from `parse_options`) say; returns the run's folder. Bad input: UserError."""
+    with joined_processes(choose_device(options.device)) as device:
+        options.seed, options.out = shared((options.seed, options.out))  # one may have been drawn, one has the time
+        return train_on(device, options)
+
+
+def train_on(device: torch.device, options: argparse.Namespace) -> Path:
+    """`train`, by this process on this device, perhaps together with others."""
     start = time.perf_counter()
     if options.data is None and not options.download:
         say("training on the built-in shapes, drawn on the fly; --data FOLDER trains on your own images")
-    device = choose_device(options.device)
     saved = options.saved
     unit, planned = ("iterations", options.iterations) if options.iterations else ("epochs", options.epochs)
     if saved and saved["step" if options.iterations else "epoch"] >= planned:
@@ -2826,7 +3099,8 @@ def train(options: argparse.Namespace) -> Path:
     if is_new:
         refuse_folder(options.out, options.data)
     if options.download:
-        options.data = download(options.download, options.data or Path("data"))
+        fetched = download(options.download, options.data or Path("data")) if not is_follower() else None
+        options.data = shared(fetched)
     images, validation, data_fingerprint = load_data(options)
     channels, classes = images.pixels.shape[3], images.classes if options.multitask or options.conditional else ()
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
@@ -2834,11 +3108,15 @@ def train(options: argparse.Namespace) -> Path:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.use_deterministic_algorithms(True)
     if options.precision == "auto":
-        options.precision = "bf16" if bf16_pays(options, channels, device, classes) else "fp32"
+        options.precision = shared("bf16" if bf16_pays(options, channels, device, classes) else "fp32")
     fid = None
-    if options.evaluate_every and not options.dry_run:  # before make_run sets the random numbers, which this may draw
+    if (
+        options.evaluate_every and not options.dry_run and not is_follower()
+    ):  # before make_run sets the random numbers, which this may draw
         fid = fid_during(options, images, device)
     run = make_run(options, channels, device, options.precision == "bf16", classes)
+    if options.compile:
+        compile_networks(run)
     if saved:
         restore(run, saved, options)
         if saved["options"].get("data_fingerprint") != data_fingerprint:
@@ -2856,17 +3134,21 @@ def train(options: argparse.Namespace) -> Path:
     at_a_row = run.step == (run.epochs[-1]["step"] if run.epochs else 0)
     if run.seen and at_a_row and not options.iterations and not leg_steps(run, len(images.pixels), options):
         run.epoch, run.seen = run.epoch + 1, 0  # counted in iterations so far, and these had used up an epoch
-    steps = len(images.pixels) // (options.batch_size * options.d_steps)  # of an epoch
-    ahead = (options.epochs - run.epoch) * steps - run.seen // (options.batch_size * options.d_steps)
+    steps = len(images.pixels) // images_of_step(options)  # of an epoch
+    ahead = (options.epochs - run.epoch) * steps - run.seen // images_of_step(options)
     run.planned = run.step + 1 if options.dry_run else options.iterations or run.step + ahead
     length = f"{planned:,} iterations" if options.iterations else f"{planned:,} epochs of {steps:,} steps"
     length = "1 step" if options.dry_run else length
-    announce(run, images, validation, facts, length, options.out)
     bf16, images = run.bf16, on_device(images, device)
-    with open_run_folder(options.out, is_new), noted_signals() as signals:
-        parts = None
+    announce(run, images, validation, facts, length, options)
+    folder = nullcontext() if is_follower() else open_run_folder(options.out, is_new)
+    with folder, noted_signals() as signals:
+        parts, stop = None, lambda: agreed(bool(signals))
         try:
-            parts = run_legs(run, images, validation, fid, facts, options, lambda: bool(signals))
+            if is_follower():
+                follow(run, images, options, stop)
+                return options.out
+            parts = run_legs(run, images, validation, fid, facts, options, stop)
         except Stopped as stop:
             raise UserError(f"stopped at once; {what_is_saved(options.out)}", 128 + stop.args[0]) from None
         except OSError as error:  # a full disk, a folder that has become read-only: no training without saving
@@ -2880,7 +3162,7 @@ def train(options: argparse.Namespace) -> Path:
             raise UserError(too_little_memory(options, channels, device, bf16, classes))
         if not is_done(run, options):
             what = f"interrupted at step {run.step:,}, epoch {run.epoch + 1}"
-            raise UserError(f"{what}; {what_is_saved(options.out)}", 128 + signals[0])
+            raise UserError(f"{what}; {what_is_saved(options.out)}", 128 + (signals or [signal.SIGTERM])[0])
     spent = ", ".join(f"{part} {clock(seconds)}" for part, seconds in parts.items())
     say(f"done       {run.step:,} steps; this time {clock(time.perf_counter() - start)}: {spent}")
     say(f"           peak memory {peak_memory(device)}")
@@ -2889,13 +3171,33 @@ def train(options: argparse.Namespace) -> Path:
     return options.out
 
 
+def images_of_step(options: argparse.Namespace) -> int:
+    """How many real images an iteration takes, in all processes together."""
+    return options.batch_size * options.d_steps * process_count()
+
+
+def follow(run: Run, images: Images, options: argparse.Namespace, stop: Callable[[], bool]) -> None:
+    """`run_legs` in a process that is not the first: the same steps, and its part of each checkpoint."""
+    if shared(None):
+        save_run(run, options.out, {}, keep=False)
+    while not is_done(run, options):
+        until = run.step + leg_steps(run, len(images.pixels), options)
+        for _ in train_leg(run, images, until - run.step, options, stop):
+            pass
+        if run.step == until and not options.iterations:
+            run.epoch, run.seen = run.epoch + 1, 0
+        save_run(run, options.out, {}, keep=False)
+        if run.step < until:
+            break
+
+
 def leg_steps(run: Run, count: int, options: argparse.Namespace) -> int:
     """How many iterations are left until the run is looked at, drawn and saved: an epoch's, or `sample_every`."""
     if options.dry_run:
         return 1
     if options.iterations:
         return min(options.sample_every - run.step % options.sample_every, options.iterations - run.step)
-    return (count - run.seen) // (options.batch_size * options.d_steps)
+    return (count - run.seen) // images_of_step(options)
 
 
 def is_done(run: Run, options: argparse.Namespace) -> bool:
@@ -2919,15 +3221,15 @@ def run_legs(
     Returns the seconds of each part. A run that is stopped is saved between two steps. Raises UserError for what is not
     finite, and OSError.
     """
-    out, count, of_step = options.out, len(images.pixels), options.batch_size * options.d_steps
+    out, count, of_step = options.out, len(images.pixels), images_of_step(options)
     seconds = dict.fromkeys(("training", "evaluation", "pictures", "saving"), 0.0)
     write_whole(out / "options.json", json.dumps(facts, indent=2).encode())
     spread = pixel_spread(images.pixels[epoch_order(count, 0, 0)[:2000].to(images.pixels.device)].cpu())
     with (
         closing(RunLog(out, run)) as log,
-        tqdm(initial=run.step * of_step, total=run.planned * of_step, unit="img", disable=None) as bar,
+        progress_bar(initial=run.step * of_step, total=run.planned * of_step, unit="img") as bar,
     ):
-        if not holds_checkpoint(out):  # a new run or a branch: from here on there is something to resume from
+        if shared(not holds_checkpoint(out)):  # a new run or a branch: from here on there is something to resume from
             save_run(run, out, facts, keep=False)
         if not run.step:
             plot_weights(run, out, options.iterations)
@@ -3051,13 +3353,23 @@ def step_fits(
 
 
 def announce(
-    run: Run, images: Images, validation: Images | None, facts: dict[str, Any], length: str, out: Path
+    run: Run,
+    images: Images,
+    validation: Images | None,
+    facts: dict[str, Any],
+    length: str,
+    options: argparse.Namespace,
 ) -> None:
     """A run's first lines: device, precision, data, networks, what is trained and how long, seed, output folder."""
     count, height, width, channels = images.pixels.shape
     colours, classes = "grey" if channels == 1 else "colour", len(images.classes)
     kind = f"{colours} images of {height}×{width}" + (f" in {classes} classes" if classes else ", no labels")
-    say(f"device     {facts['device_name']}, {facts['precision']}, torch {facts['versions']['torch']}")
+    times = f"{process_count()} × " if process_count() > 1 else ""
+    how = f"{facts['precision']}{', compiled' if options.compile else ''}"
+    if options.cuda_graph and run.rng.device.type == "cuda":
+        reason = why_not_captured(run, images, options)
+        how += f", no CUDA graph: {reason}" if reason else ", steps as a CUDA graph"
+    say(f"device     {times}{facts['device_name']}, {how}, torch {facts['versions']['torch']}")
     say(f"data       {facts['data'] or 'shapes'}: {count:,} {kind}")
     if validation:
         source = "images held out" if facts["validation_split"] else "test images"
@@ -3077,7 +3389,7 @@ def announce(
     if facts["penalty"] != "none" and any(isinstance(m, nn.BatchNorm2d) for m in run.discriminator.modules()):
         say("note: with batch norm in D an image's gradient depends on its batch; --norm batch,none leaves it out of D")
     say(f"seed       {facts['seed']}")
-    say(f"output     {out}")
+    say(f"output     {options.out}")
 
 
 def epoch_line(row: dict[str, float], seconds_left: float) -> str:
@@ -3102,7 +3414,7 @@ def generate(options: argparse.Namespace) -> Path:
         shape = generator.generate(1, options.label, options.seed).shape[1:]
         images = np.empty((options.count if kind else 0, *shape), np.uint8)
         (out.parent if kind else out).mkdir(parents=True, exist_ok=True)
-        with tqdm(total=options.count, unit="img", disable=None, leave=False) as bar:
+        with progress_bar(total=options.count, unit="img", leave=False) as bar:
             for k, piece in enumerate(generator.stream(options.count, options.label, options.seed)):
                 start = k * GENERATE_BATCH
                 if kind:
@@ -3201,7 +3513,8 @@ def measure_model(options: argparse.Namespace) -> dict[str, Any]:
         check_writable("--neighbours", picture.parent)
     generator = load_generator(options.model, device)
     size, channels, asked = (generator.architecture[key] for key in ("image_size", "channels", "classes"))
-    images = with_channels(load_images(options.data, options.split, size, options.skip_unreadable), channels)
+    images = load_images(options.data, options.split, size, options.skip_unreadable, options.cache)
+    images = with_channels(images, channels)
     if len(images.pixels) < FEWEST:
         raise UserError(
             f"--data {options.data}: {len(images.pixels)} images; FID needs {FEWEST}, and says little of few"
@@ -3270,14 +3583,15 @@ def judge_samples(
         f"--multitask --loss bce --width-d 64 --epochs {JUDGE_EPOCHS} --seed 0 --image-size {images.pixels.shape[1]}"
     )
     training = parse_options(words.split())
-    training.data, training.split, training.skip_unreadable = options.data, options.split, options.skip_unreadable
+    for name in ("data", "split", "skip_unreadable", "cache"):
+        setattr(training, name, getattr(options, name))
     training.validation_split = None if options.split == "train" else 0.1
     images, held = load_validation(training, images)
     training.batch_size = min(training.batch_size, len(images.pixels))
     channels = images.pixels.shape[3]
     run = make_run(training, channels, device, False, images.classes)  # float32: the same again, not the faster of two
     images, steps = on_device(images, device), len(images.pixels) // training.batch_size
-    with tqdm(total=JUDGE_EPOCHS * steps, desc="classifier", unit="step", disable=None, leave=False) as bar:
+    with progress_bar(total=JUDGE_EPOCHS * steps, desc="classifier", unit="step", leave=False) as bar:
         while run.epoch < JUDGE_EPOCHS:
             for row in train_leg(run, images, steps, training):
                 bar.update(row["step"] - bar.n)
@@ -3393,6 +3707,8 @@ def clock(seconds: float) -> str:
 
 def complain(sentence: str, status: int) -> int:
     """Say what is wrong in one line, whatever the names in it hold; returns the exit status."""
+    if status == 2 and is_follower():  # a mistake that the first process finds, too
+        return status
     with suppress(OSError):  # nobody may be listening
         print("rollnumber_04.py:", " ".join(sentence.split()), file=sys.stderr, flush=True)
     return status

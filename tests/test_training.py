@@ -177,11 +177,11 @@ def test_the_averages_half_life():
         for parameter, value in ((average.weight, 1.0), (average.bias, 1.0), (network.weight, 0), (network.bias, 0)):
             parameter.fill_(value)
     for step in range(1_000_000 // 50, 1_000_000 // 50 + 200):  # far behind the ramp: 200 steps of 50 images
-        gan.update_average(average, network, gan.ema_decay(step, 50, half_life=5_000))
+        gan.update_average(average, network, gan.ema_decay(torch.tensor(step), 50, half_life=5_000))
     assert average.weight.item() == pytest.approx(0.25, rel=1e-3)  # 10,000 images are two half-lives
-    assert gan.ema_decay(10, 64, half_life=0) == 0
+    assert gan.ema_decay(torch.tensor(10), 64, half_life=0) == 0
     # While n images have been seen, the half-life is at most 5 % of n.
-    assert gan.ema_decay(100, 64, 50_000) == pytest.approx(0.5 ** (64 / 320))
+    assert gan.ema_decay(torch.tensor(100), 64, 50_000).item() == pytest.approx(0.5 ** (64 / 320))
 
 
 def test_the_average_holds_batch_norms_statistics_and_follows_the_generator():

@@ -1,0 +1,217 @@
+"""What makes runs fast, and must not change them: the cache of decoded images, captured and compiled steps."""
+
+import os
+import types
+
+import pytest
+import torch
+from conftest import TOY, pictures, save_all
+
+import rollnumber_04 as gan
+
+CPU = torch.device("cpu")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+# ------------------------------------------------------------------------------------------------------------ cache
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """A folder of images that is large enough for the cache, and the cache's folder."""
+    monkeypatch.setattr(gan, "CACHED_FROM", 4)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_all(pictures(6), tmp_path / "data" / "cat")
+    save_all(pictures(6, seed=1), tmp_path / "data" / "dog")
+    return tmp_path / "data", tmp_path / "cache" / "rollnumber_04"
+
+
+def no_decoding(*arguments):
+    raise AssertionError("decoded again")
+
+
+def test_a_set_is_decoded_once(cached, monkeypatch):
+    data, folder = cached
+    first = gan.load_images(data)
+    assert len([*folder.glob("pixels-*.safetensors")]) == 1
+    monkeypatch.setattr(gan, "decode", no_decoding)
+    again = gan.load_images(data)
+    assert torch.equal(again.pixels, first.pixels)
+    assert torch.equal(again.labels, first.labels)
+    assert again.classes == first.classes == ("cat", "dog")
+    again.pixels[0] = 0  # it can be written to, as what was decoded can
+    monkeypatch.chdir(data.parent)
+    with pytest.raises(AssertionError, match="decoded again"):
+        gan.load_images(data, cache=False)
+
+
+@pytest.mark.parametrize("change", ["content", "time", "name", "new", "size asked for", "damaged"])
+def test_what_has_changed_is_decoded_again(cached, change):
+    data, folder = cached
+    gan.load_images(data)
+    (file,) = folder.iterdir()
+    image, size = data / "cat" / "0002.png", None
+    if change == "content":
+        image.write_bytes((data / "dog" / "0002.png").read_bytes())
+    elif change == "time":
+        os.utime(image, (1, 1))
+    elif change == "name":
+        image.rename(data / "cat" / "moved.png")
+    elif change == "new":
+        (data / "cat" / "more.png").write_bytes(image.read_bytes())
+    elif change == "size asked for":
+        size = 16
+    else:
+        file.write_bytes(file.read_bytes()[:-5])
+    expected = gan.load_images(data, image_size=size, cache=False)
+    assert torch.equal(gan.load_images(data, image_size=size).pixels, expected.pixels)
+    assert len([*folder.iterdir()]) == (1 if change == "damaged" else 2)
+
+
+def test_small_sets_and_sets_with_damage_are_not_cached(cached, monkeypatch):
+    data, folder = cached
+    (data / "cat" / "0001.png").write_bytes(b"no image")
+    assert len(gan.load_images(data, skip_unreadable=True).pixels) == 11
+    assert not folder.exists()
+    (data / "cat" / "0001.png").unlink()
+    monkeypatch.setattr(gan, "CACHED_FROM", 12)
+    gan.load_images(data)
+    assert not folder.exists()
+
+
+def test_what_was_used_longest_ago_makes_room(cached, monkeypatch):
+    data, folder = cached
+    gan.load_images(data)
+    (old,) = folder.iterdir()
+    os.utime(old, (1, 1))
+    monkeypatch.setattr(gan, "CACHE_BYTES", 20_000)  # an image of 16×16 is 768 bytes
+    gan.load_images(data, image_size=16)
+    assert old not in [*folder.iterdir()]
+    assert len([*folder.iterdir()]) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_a_note(cached, monkeypatch, capsys):
+    data, _ = cached
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert len(gan.load_images(data).pixels) == 12
+    assert "could not be written" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- captured steps
+
+
+def trained(device, *words, steps=12):
+    """A run of so many steps on 60 images, two epochs of them begun, and its rows."""
+    options = gan.parse_options([*TOY, "--device", str(device), "--seed", "3", "--log-every", "4", *words])
+    images = gan.Images(torch.from_numpy(pictures(60)), torch.arange(60) % 2, ("cat", "dog"))
+    images = gan.on_device(images, device)
+    run = gan.make_run(options, 3, device, False, images.classes if options.multitask or options.conditional else ())
+    run.planned = 20
+    rows = []
+    while run.step < steps:
+        rows += gan.train_leg(run, images, min(5, steps - run.step), options)
+    return run, rows
+
+
+def assert_same(run, other, rtol=0.0, atol=0.0):
+    for network, its in zip(run.networks.values(), other.networks.values(), strict=True):
+        for weight, of_other in zip(network.parameters(), its.parameters(), strict=True):
+            torch.testing.assert_close(weight, of_other, rtol=rtol, atol=atol)
+    torch.testing.assert_close(run.average_g.state_dict(), other.average_g.state_dict(), rtol=rtol, atol=atol)
+    assert (run.step, run.epoch, run.seen) == (other.step, other.epoch, other.seen)
+    assert run.ticks.item() == other.ticks.item()
+
+
+def test_captured_steps_are_fed_and_counted_as_plain_ones(monkeypatch):
+    plain, rows = trained(CPU, "--replay", "16", "--instance-noise", "0.2")
+    calls = []
+
+    def stand_in(run, images, options):
+        """What a CUDA graph does: it copies the index to where it reads it, and repeats the same work."""
+        index = torch.zeros(options.d_steps, options.batch_size, dtype=torch.int64)
+
+        def replay(other):
+            index.copy_(other)
+            calls.append(run.step)
+            gan.iteration(run, images, index, options)
+
+        return replay
+
+    monkeypatch.setattr(gan, "capture", stand_in)
+    monkeypatch.setattr(gan, "why_not_captured", lambda *arguments: "")
+    captured, same_rows = trained(CPU, "--replay", "16", "--instance-noise", "0.2")
+    assert calls == [*range(gan.GRAPH_AFTER, 12)]
+    assert_same(plain, captured)
+    without_speed = [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
+    assert without_speed == [{k: v for k, v in row.items() if k != "images_per_s"} for row in same_rows]
+    calls.clear()
+    trained(CPU, "--no-cuda-graph")
+    assert not calls
+
+
+def test_why_steps_are_not_captured(monkeypatch):
+    run, _ = trained(CPU, steps=1)
+    images = gan.Images(torch.from_numpy(pictures(60)), None, ())
+    assert "no CUDA GPU" in gan.why_not_captured(run, images, gan.parse_options([]))
+    run.rng = types.SimpleNamespace(device=torch.device("cuda"))
+    assert "host memory" in gan.why_not_captured(run, images, gan.parse_options([]))
+    monkeypatch.setattr(gan, "process_count", lambda: 2)
+    images = types.SimpleNamespace(pixels=types.SimpleNamespace(device=torch.device("cuda")))
+    assert "several processes" in gan.why_not_captured(run, images, gan.parse_options([]))
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "--multitask --dropout 0.2",
+        "--conditional --loss hinge --d-steps 2 --spectral-norm",
+        "--replay 16 --instance-noise 0.2 --flip",
+        "--penalty r1 --norm batch,none",
+        "--optimizer adamw",
+        "--optimizer rmsprop",
+        "--optimizer sgd --lr-g 1e-3 --lr-d 1e-3",
+    ],
+)
+def test_a_cuda_graph_trains_as_the_plain_loop_does(words):
+    device = torch.device("cuda")
+    plain, rows = trained(device, "--no-cuda-graph", *words.split())
+    graph, same_rows = trained(device, *words.split())
+    assert plain.captured is None
+    assert graph.captured is not None
+    assert_same(plain, graph, rtol=1e-4, atol=1e-5)
+    for row, same in zip(rows, same_rows, strict=True):
+        assert same["d_loss"] == pytest.approx(row["d_loss"], rel=1e-3)
+    assert torch.equal(plain.rng.get_state(), graph.rng.get_state())
+
+
+# ---------------------------------------------------------------------------------------------------- compiled steps
+
+
+@pytest.mark.slow
+def test_compiled_networks_train_as_plain_ones():
+    plain, _ = trained(CPU, "--multitask", steps=3)
+    make = gan.make_run
+    try:
+        gan.make_run = lambda *arguments: gan.compile_networks(run := make(*arguments)) or run
+        compiled, _ = trained(CPU, "--multitask", steps=3)
+    finally:
+        gan.make_run = make
+    assert_same(plain, compiled, rtol=1e-3, atol=1e-5)
+
+
+def test_a_compiler_that_is_missing_is_one_sentence(monkeypatch):
+    run, _ = trained(CPU, steps=1)
+
+    def fail(*arguments):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(gan.UserError, match=r"--compile: torch.compile does not work here"):
+        gan.compile_networks(run)
+
+
+def test_compile_does_not_go_with_a_penalty(fails):
+    assert "--compile: not with --penalty" in fails("--compile", "--penalty", "r1")
