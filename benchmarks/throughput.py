@@ -4,8 +4,9 @@
     python -m benchmarks.throughput --batch-sizes 64 --rounds 9 --json
 
 The textbook loop is what the tutorials teach: a loader with two workers, transforms to a normalised tensor, float32,
-`.item()` on both losses. Networks, losses, optimizers, batch and data are the same in both. The machine's limit is the
-rate of its own matrix products: what the networks' multiplications, counted, would take at that rate.
+`.item()` on both losses. Networks, losses, optimizers, batch and data are the same in both. The machine's limit is what
+the networks' multiplications, counted, would take at the rate of its own matrix products, or, on a GPU, what the bytes
+that the step's operations read and write would take at the rate of its own copies: whichever takes longer.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -94,6 +97,8 @@ def own_loop(
 ) -> Callable[[int], None]:
     """A function that does so many steps of this tool's loop."""
     run = gan.make_run(options, images.pixels.shape[3], device, bf16)
+    if options.compile:
+        gan.compile_networks(run)
     images = gan.on_device(images, device)
 
     def steps(count: int) -> None:
@@ -114,6 +119,41 @@ def flops_of_a_step(options: argparse.Namespace, channels: int, device: torch.de
     with FlopCounterMode(display=False) as counter:
         gan.train_step(run, gan.blank_batches(options.batch_size, options, channels, device), options)
     return counter.get_total_flops()
+
+
+class CountBytes(TorchDispatchMode):
+    """Adds up the bytes of the tensors that each operation reads and writes; a view moves none."""
+
+    total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if not any(argument.alias_info and not argument.alias_info.is_write for argument in function._schema.arguments):
+            tensors = [part for part in tree_leaves((args, kwargs, result)) if isinstance(part, torch.Tensor)]
+            self.total += sum(tensor.nbytes for tensor in tensors)
+        return result
+
+
+def bytes_of_a_step(options: argparse.Namespace, channels: int, device: torch.device, bf16: bool) -> int:
+    """Bytes that the operations of one training step read and write, each on its own, as without fused kernels."""
+    run = gan.make_run(options, channels, device, bf16)
+    batches = gan.blank_batches(options.batch_size, options, channels, device)
+    with CountBytes() as counter:
+        gan.train_step(run, batches, options)
+    return counter.total
+
+
+def copy_rate(device: torch.device, size: int = 1 << 30) -> float:
+    """Bytes a second that a copy on a GPU reads and writes together, the best of five."""
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target, best = torch.empty_like(source), float("inf")
+    for _ in range(6):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        target.copy_(source)
+        torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size / best
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
@@ -140,7 +180,9 @@ def timed(steps: Callable[[int], None], count: int, device: torch.device) -> flo
 
 def compare(batch: int, options: argparse.Namespace, images: gan.Images, device: torch.device) -> dict[str, Any]:
     """Both loops at a batch size, in turns; rates in images a second."""
-    settings = gan.parse_options(["--batch-size", str(batch), "--seed", "0", "--log-every", "1000000"])
+    words = ["--batch-size", str(batch), "--seed", "0", "--log-every", "1000000"]
+    words += ["--compile"] * options.compile + ["--no-cuda-graph"] * (not options.cuda_graph)
+    settings = gan.parse_options(words)
     settings.image_size = images.pixels.shape[1]
     channels = images.pixels.shape[3]
     bf16 = gan.bf16_pays(settings, channels, device, ()) if options.precision == "auto" else options.precision == "bf16"
@@ -155,15 +197,21 @@ def compare(batch: int, options: argparse.Namespace, images: gan.Images, device:
     ratios = [own / textbook for own, textbook in zip(rates["own"], rates["textbook"], strict=True)]
     flops = flops_of_a_step(settings, channels, device) / batch
     limit = matmul_rate(device, torch.bfloat16 if bf16 else torch.float32) / flops
+    moved = bytes_of_a_step(settings, channels, device, bf16) / batch
+    if device.type == "cuda":
+        limit = min(limit, copy_rate(device) / moved)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "batch_size": batch,
         "precision": "bf16" if bf16 else "fp32",
+        "compiled": options.compile,
+        "cuda_graph": options.cuda_graph and device.type == "cuda",
         "rounds": options.rounds,
         "images_per_s": medians,
         "ratio": statistics.median(ratios),
         "ratio_from_to": [min(ratios), max(ratios)],
         "mflop_per_image": flops / 1e6,
+        "mbyte_per_image": moved / 1e6,
         "limit_images_per_s": limit,
         "share_of_the_limit": medians["own"] / limit,
     }
@@ -177,6 +225,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=6400, help="that each loop sees in a round")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of this tool's loop")
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--compile", action=switch, default=False, help="this tool's networks by torch.compile")
+    parser.add_argument("--cuda-graph", action=switch, default=True, help="this tool's steps as CUDA graphs on a GPU")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -81,13 +81,17 @@ def test_small_sets_and_sets_with_damage_are_not_cached(cached, monkeypatch):
 
 def test_what_was_used_longest_ago_makes_room(cached, monkeypatch):
     data, folder = cached
-    gan.load_images(data)
+    monkeypatch.setattr(gan, "CACHE_BYTES", 19_000)  # 12 images of 16×16 are 9,216 bytes
+    gan.load_images(data, image_size=16)
     (old,) = folder.iterdir()
     os.utime(old, (1, 1))
-    monkeypatch.setattr(gan, "CACHE_BYTES", 20_000)  # an image of 16×16 is 768 bytes
-    gan.load_images(data, image_size=16)
+    gan.load_images(data, image_size=14)
+    assert len([*folder.iterdir()]) == 2
+    gan.load_images(data, image_size=12)
     assert old not in [*folder.iterdir()]
-    assert len([*folder.iterdir()]) == 1
+    assert len([*folder.iterdir()]) == 2
+    gan.load_images(data, image_size=32)  # over half of the room: not kept at all
+    assert len([*folder.iterdir()]) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_a_note(cached, monkeypatch, capsys):
