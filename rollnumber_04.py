@@ -104,7 +104,7 @@ def is_follower() -> bool:
 
 def progress_bar(**settings: Any) -> tqdm:
     """A bar on standard error, where that is a terminal."""
-    return tqdm(**settings, disable=True if is_follower() else None)
+    return tqdm(**settings, disable=is_follower() or None)
 
 
 def mute() -> None:
@@ -112,9 +112,9 @@ def mute() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, suffix: str = ".tmp") -> None:
     """Write a file so that a crash leaves either the old one or the new one: beside it, to the disk, then renamed."""
-    beside = path.with_name(path.name + ".tmp")
+    beside = path.with_name(path.name + suffix)
     try:
         with open(beside, "wb") as stream:
             stream.write(data)
@@ -145,22 +145,28 @@ def load_cached(name: str) -> dict[str, Tensor] | None:
     path = cache_folder() / f"{name}.safetensors"
     try:
         tensors = safetensors.torch.load_file(path)
-        os.utime(path)  # used just now
     except (OSError, safetensors.SafetensorError):
         return None
+    with suppress(OSError):  # of a folder that can be read only
+        os.utime(path)  # used just now
     return tensors
 
 
 def save_cached(name: str, tensors: dict[str, Tensor]) -> None:
     """Keep tensors for the next time; what was used longest ago makes room. Says so where nothing can be written."""
-    folder = cache_folder()
+    if is_follower():  # the first process has done so
+        return
+    folder, files = cache_folder(), []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / f"{name}.safetensors", safetensors.torch.save(tensors))
-        files = {path: path.stat() for path in folder.glob("*.safetensors")}
+        # Two runs that begin together must not write to one file.
+        write_whole(folder / f"{name}.safetensors", safetensors.torch.save(tensors), f".{os.getpid()}.tmp")
+        for path in folder.glob("*.safetensors*"):
+            with suppress(FileNotFoundError):  # another run has just removed it
+                files.append((path.stat().st_mtime, path.stat().st_size, path))
         room = CACHE_BYTES
-        for path in sorted(files, key=lambda path: files[path].st_mtime, reverse=True):
-            room -= files[path].st_size
+        for _, size, path in sorted(files, reverse=True):
+            room -= size
             if room < 0:
                 path.unlink(missing_ok=True)
     except OSError as error:
@@ -201,6 +207,7 @@ class Images:
     pixels: Tensor
     labels: Tensor | None
     classes: tuple[str, ...]
+    other: "Images | None" = None  # the other set, for what turns images of one kind into another
 
 
 @dataclass(frozen=True)
@@ -294,7 +301,9 @@ def cache_name(items: Sequence[Path] | np.ndarray, size: int) -> str:
             facts = os.stat(item)
         except OSError:  # a link that leads nowhere, which decoding will complain of
             return ""
-        digest.update(f"\n{item} {facts.st_size} {facts.st_mtime_ns}".encode(errors="surrogatepass"))
+        digest.update(
+            f"\n{item} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}".encode(errors="surrogatepass")
+        )
     return f"pixels-{digest.hexdigest()[:32]}"
 
 
@@ -684,7 +693,13 @@ def decode_chunk(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndar
 
 
 def to_rgb(image: Image.Image, size: int) -> Image.Image:
-    """An image of any mode as 8-bit RGB, size×size: upright, transparency on white, antialiased, centre-cropped."""
+    """An image of any mode as 8-bit RGB, size×size, antialiased, centre-cropped."""
+    image = as_rgb(image)
+    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as 8-bit RGB: upright, transparency on white. Raises what Pillow raises."""
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of no known range")
@@ -693,8 +708,7 @@ def to_rgb(image: Image.Image, size: int) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return image.convert("RGB")
 
 
 # Each shape is the set where f(x, y) < 0, in units of its radius; f is near enough to a distance to antialias with.
@@ -834,7 +848,8 @@ def on_device(images: Images, device: torch.device) -> Images:
         say(f"the data set ({size:.1f} GiB) stays in host memory; batches are copied to the GPU")
         return images
     labels = None if images.labels is None else images.labels.to(device)
-    return replace(images, pixels=images.pixels.to(device), labels=labels)
+    other = images.other and on_device(images.other, device)
+    return replace(images, pixels=images.pixels.to(device), labels=labels, other=other)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
@@ -1264,24 +1279,34 @@ def is_joined() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def images_of_step(options: argparse.Namespace) -> int:
+    """How many real images an iteration takes, in all processes together."""
+    return options.batch_size * options.d_steps * process_count()
+
+
 @contextmanager
-def joined_processes(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes that `torchrun` has started, if it has; yields the device of this one."""
-    if not is_launched() or os.environ["WORLD_SIZE"] == "1":
+def joined_processes(name: str) -> Iterator[torch.device]:
+    """Join the processes that `torchrun` has started, if it has; yields the device of this one, of the asked kind.
+
+    With several GPUs each process takes its own. Raises UserError for a device that there is not.
+    """
+    together = is_launched() and os.environ["WORLD_SIZE"] != "1"
+    if together and name in ("auto", "cuda") and torch.cuda.is_available():
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise UserError(f"--device {name}: {torch.cuda.device_count()} GPUs are too few for as many processes")
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    elif together and name != "cpu":
+        raise UserError(f"--device {name}: processes together take a GPU of NVIDIA's each (cuda), or the cpu")
+    device = choose_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # on which graphs are captured
+    if not together:
         yield device
         return
-    if device.type == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
-        if local >= torch.cuda.device_count():
-            raise UserError(f"--nproc-per-node: process {local + 1} finds {torch.cuda.device_count()} GPUs only", 1)
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while FID is measured
-    try:
-        yield device
-    finally:
-        torch.distributed.destroy_process_group()
+    yield device
+    torch.distributed.destroy_process_group()  # not after an error, for it would wait for the others
 
 
 def shared(value: Any) -> Any:
@@ -1294,28 +1319,24 @@ def shared(value: Any) -> Any:
 
 
 def gathered(value: Any) -> list[Any]:
-    """The values of all processes, in the first; [] in the others."""
+    """The values of all processes."""
     if not is_joined():
         return [value]
-    values = [None] * process_count() if process_rank() == 0 else None
-    torch.distributed.gather_object(value, values)
-    return values or []
+    values = [None] * process_count()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def agreed(flag: bool) -> bool:
     """Whether any process says so."""
-    if not is_joined():
-        return flag
-    flags: list[bool] = [False] * process_count()
-    torch.distributed.all_gather_object(flags, flag)
-    return any(flags)
+    return any(gathered(flag))
 
 
-def average_gradients(network: nn.Module) -> None:
-    """Replace each gradient by its mean over the processes, as if their batches were one; one message for all."""
+def average_gradients(weights: Iterator[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the processes, in one message; batch norm's statistics stay apart."""
     if not is_joined():
         return
-    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     torch.distributed.all_reduce(flat)
     flat /= process_count()
@@ -1362,20 +1383,49 @@ class ReplayPool:
         return torch.where(mask, old, images), labels
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What one kind of training does in its own way; the loop, checkpoints, log and commands are the same for all.
+
+    `GAN` is this script's; a lab has its own. Options travel everywhere, and their recipe with them.
+    """
+
+    program: str  # how it is called
+    presets: dict[str, dict[str, Any]]
+    parser: Callable[[], argparse.ArgumentParser]
+    check: Callable[
+        [argparse.Namespace, argparse.ArgumentParser], None
+    ]  # raises UserError for what does not go together
+    fixed: dict[str, str]  # options that a resumed run cannot change, and what of the checkpoint depends on them
+    load: Callable[[argparse.Namespace], tuple[Images, Images | None, str]]  # training set, validation set, fingerprint
+    constants: dict[str, Any]  # options that others have and this one does not
+    names: Sequence[str]  # of the networks
+    checked: Callable[[str | Path, str, Any], dict[str, Any]]  # what a file says of one, or UserError
+    networks: Callable[[argparse.Namespace, int, Sequence[str]], dict[str, nn.Module]]  # for channels and classes
+    trained: Callable[[argparse.Namespace], dict[str, tuple[Sequence[str], float]]]  # optimizers: networks, rate
+    models: Callable[[argparse.Namespace], dict[str, Sequence[str]]]  # files: networks, whose moving average is kept
+    pools: Callable[[argparse.Namespace], dict[str, int]]  # of earlier generated images, and how many they hold
+    measures: Callable[[argparse.Namespace], tuple[str, ...]]  # of a step
+    step: Callable[["Run", Images, Tensor, argparse.Namespace], Tensor]  # an iteration; its measures
+    measured: Callable[[argparse.Namespace], tuple[str, ...]]  # what `look` finds
+    look: Callable[..., "Look"]  # at a leg's end
+    draw: Callable[..., None]
+    troubles: Callable[[list[dict[str, Any]], argparse.Namespace], list[str]]  # to warn of
+    describe: Callable[["Run", argparse.Namespace], tuple[str, str, list[str]]]  # networks, objective, notes
+
+
 @dataclass
 class Run:
     """The state that a run carries, and all that a checkpoint holds."""
 
-    generator: Generator
-    discriminator: Discriminator
-    average_g: Generator  # whose weights are a moving average of G's; the one that draws
-    average_d: Discriminator | None  # likewise of D's, with a classification head; the one that classifies
-    optimizer_g: torch.optim.Optimizer
-    optimizer_d: torch.optim.Optimizer
-    replay: ReplayPool | None
+    networks: dict[str, nn.Module]  # that are trained
+    averages: dict[str, nn.Module]  # moving averages of the weights of some of them; these draw and classify
+    optimizers: dict[str, torch.optim.Optimizer]
+    pools: dict[str, ReplayPool]
     rng: torch.Generator  # noise and flips, on the device
     bf16: bool
     measures: tuple[str, ...]  # what each step measures
+    measured: tuple[str, ...]  # what is measured at the end of each leg
     totals: Tensor  # the sums of the measures of the steps since the last row of log.csv, on the device
     finite: Tensor  # for each measure, after how many of these steps its sum was finite
     ticks: Tensor  # `step`, on the device, where a captured step reads it
@@ -1386,23 +1436,19 @@ class Run:
     seen: int = 0  # images of the epoch under way
     seconds: float = 0.0  # of training since the last row of epochs.csv
     captured: Callable[[Tensor], None] | None = None  # `iteration` as a CUDA graph
+    plain: int = 0  # iterations done without it, with full pools
     log: list[dict[str, float]] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)
 
     @property
-    def networks(self) -> dict[str, Generator | Discriminator]:
-        """The networks that are trained."""
-        return {"generator": self.generator, "discriminator": self.discriminator}
+    def generator(self) -> Generator:
+        """G, of a run that has one."""
+        return self.networks["generator"]
 
     @property
-    def averages(self) -> dict[str, Generator | Discriminator]:
-        """The averaged networks: G, and a D that classifies."""
-        return {"generator": self.average_g} | ({"discriminator": self.average_d} if self.average_d is not None else {})
-
-    @property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimizers by their networks."""
-        return {"generator": self.optimizer_g, "discriminator": self.optimizer_d}
+    def discriminator(self) -> Discriminator:
+        """D, of a run that has one."""
+        return self.networks["discriminator"]
 
     @property
     def log_columns(self) -> tuple[str, ...]:
@@ -1412,8 +1458,7 @@ class Run:
     @property
     def epoch_columns(self) -> tuple[str, ...]:
         """The columns of epochs.csv."""
-        of_head = VALIDATION_MEASURES if self.discriminator.head is not None else ()
-        return ("epoch", "step", *self.measures, *of_head, "diversity", "fid", "images_per_s", "seconds", "warning")
+        return ("epoch", "step", *self.measures, *self.measured, "images_per_s", "seconds", "warning")
 
     def inputs(self, count: int, labels: Tensor | None = None) -> tuple[Tensor, ...]:
         """Fresh noise z, count×latent_dim, and for a conditional G the labels as one-hot y: what G takes."""
@@ -1431,7 +1476,7 @@ class Run:
 
 def make_networks(
     options: argparse.Namespace, channels: int, classes: Sequence[str]
-) -> tuple[Generator, Discriminator]:
+) -> dict[str, Generator | Discriminator]:
     """G and D as the options ask for them: for a head, or conditional, with the names of the classes."""
     common = {name: getattr(options, name) for name in ("image_size", "arch", "kernel", "bias", "init")}
     norm_g, _, norm_d = options.norm.partition(",")
@@ -1457,38 +1502,50 @@ def make_networks(
         dropout=options.dropout,
         spectral_norm=options.spectral_norm,
     )
-    return generator, discriminator
+    return {"generator": generator, "discriminator": discriminator}
 
 
 def make_run(
     options: argparse.Namespace, channels: int, device: torch.device, bf16: bool, classes: Sequence[str] = ()
 ) -> Run:
     """Build networks, averages and optimizers; the same seed gives the same weights on every device."""
+    recipe, cuda = options.recipe, device.type == "cuda"
     torch.manual_seed(options.seed)
-    generator, discriminator = make_networks(options, channels, classes)
-    for network in (generator, discriminator):
+    networks = recipe.networks(options, channels, classes)
+    for network in networks.values():
         network.to(device, memory_format=torch.channels_last)  # the layout that bf16 kernels and tensor cores want
-    shape, measures = (channels, options.image_size, options.image_size), measures_of(options)
-    optimizer = partial(OPTIMIZERS[options.optimizer], o=options, c=device.type == "cuda")
+    optimizers = {
+        name: OPTIMIZERS[options.optimizer](parameters_of(networks, members), rate, options, cuda)
+        for name, (members, rate) in recipe.trained(options).items()
+    }
+    shape, measures = (channels, options.image_size, options.image_size), recipe.measures(options)
     rank = process_rank()
     if rank:  # dropout of its own, as the noise
         torch.manual_seed(options.seed + rank)
     return Run(
-        generator,
-        discriminator,
-        average_g=deepcopy(generator).requires_grad_(False).eval(),
-        average_d=deepcopy(discriminator).requires_grad_(False).eval() if options.multitask else None,
-        optimizer_g=optimizer(generator.parameters(), options.lr_g),
-        optimizer_d=optimizer(discriminator.parameters(), options.lr_d),
-        replay=ReplayPool(options.replay, shape, device) if options.replay else None,
+        networks,
+        averages={name: deepcopy(networks[name]).requires_grad_(False).eval() for name in averaged_by(options)},
+        optimizers=optimizers,
+        pools={name: ReplayPool(size, shape, device) for name, size in recipe.pools(options).items()},
         # Not the stream that the weights were drawn from; each process has its own.
         rng=torch.Generator(device).manual_seed(options.seed + 1 + RANK_STRIDE * rank),
         bf16=bf16,
         measures=measures,
+        measured=recipe.measured(options),
         totals=torch.zeros(len(measures), device=device),
         finite=torch.zeros(len(measures), device=device),
         ticks=torch.zeros((), dtype=torch.int64, device=device),
     )
+
+
+def averaged_by(options: argparse.Namespace) -> list[str]:
+    """The networks whose moving average is kept, and saved."""
+    return [name for names in options.recipe.models(options).values() for name in names]
+
+
+def parameters_of(networks: dict[str, nn.Module], members: Sequence[str]) -> list[nn.Parameter]:
+    """All parameters of the networks with these names."""
+    return [parameter for name in members for parameter in networks[name].parameters()]
 
 
 def compile_networks(run: Run) -> None:
@@ -1497,8 +1554,9 @@ def compile_networks(run: Run) -> None:
         torch.compile(nn.Tanh())(torch.zeros(2, device=run.rng.device))
     except Exception as error:  # of whichever of the compiler's parts
         raise UserError(f"--compile: torch.compile does not work here ({complaint(error)})"[:300]) from None
-    for network in (run.generator, run.discriminator.features, run.discriminator.score):
-        network.compile(dynamic=False)
+    for network in run.networks.values():
+        for part in (network.features, network.score) if isinstance(network, Discriminator) else (network,):
+            part.compile(dynamic=False)
 
 
 @contextmanager
@@ -1530,6 +1588,15 @@ def instance_noise(run: Run, images: Tensor, options: argparse.Namespace) -> Ten
     return images + (deviation * noise).to(images.dtype)
 
 
+def update(run: Run, name: str, loss: Tensor) -> None:
+    """A step of an optimizer down a loss, by the gradient of all processes' losses."""
+    optimizer = run.optimizers[name]
+    optimizer.zero_grad()
+    loss.backward()
+    average_gradients(weight for group in optimizer.param_groups for weight in group["params"])
+    optimizer.step()
+
+
 def discriminator_step(
     run: Run, real: Tensor, options: argparse.Namespace, labels: Tensor | None = None
 ) -> tuple[Tensor, ...]:
@@ -1544,7 +1611,7 @@ def discriminator_step(
     with run.autocast():
         with torch.no_grad():  # D's step does not reach into G
             fake = run.generator(*run.inputs(len(real), labels))
-        shown, shown_labels = run.replay.swap(fake, labels, run.rng) if run.replay else (fake, labels)
+        shown, shown_labels = run.pools["fakes"].swap(fake, labels, run.rng) if run.pools else (fake, labels)
         # Apart, so that batch norm never mixes the statistics of real and fake images.
         features = network.features(network.with_planes(instance_noise(run, real, options), labels))
         real_score = network.score(features).flatten()
@@ -1566,10 +1633,7 @@ def discriminator_step(
         class_loss = classification_loss(logits.float(), labels)
         total = total + options.class_weight * class_loss
         measures += [class_loss, (logits.argmax(1) == labels).float().mean()]
-    run.optimizer_d.zero_grad()
-    total.backward()
-    average_gradients(network)
-    run.optimizer_d.step()
+    update(run, "discriminator", total)
     return tuple(measure.detach() for measure in measures)
 
 
@@ -1580,27 +1644,25 @@ def generator_step(run: Run, count: int, options: argparse.Namespace, labels: Te
         fake = instance_noise(run, run.generator(*run.inputs(count, labels)), options)
         fake_score = run.discriminator(fake, labels).float()
     value = LOSSES[options.loss][1](fake_score)
-    run.optimizer_g.zero_grad()
-    value.backward()
-    average_gradients(run.generator)
-    run.optimizer_g.step()
+    update(run, "generator", value)
     run.discriminator.requires_grad_(True)
     return value.detach()
 
 
-def ema_decay(ticks: Tensor, of_step: int, half_life: float) -> Tensor:
-    """The average's decay in step `ticks` of `of_step` images: what it holds halves every `half_life` images.
+def ema_share(ticks: Tensor, of_step: int, half_life: float) -> Tensor:
+    """The share of the network in its average in step `ticks` of `of_step` images.
 
-    A half-life of 0 keeps no past.
+    What the average holds halves every `half_life` images; with 0 it keeps no past. For long ones the share is so small
+    that 1 - decay would be lost in rounding.
     """
-    return 0.5 ** (of_step / (EMA_RAMP * of_step * ticks).clamp(max=half_life))
+    return -torch.expm1(-math.log(2) * of_step / (EMA_RAMP * of_step * ticks).clamp(max=half_life))
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: Tensor) -> None:
-    """average <- average + (1 - decay) · (network - average), for weights and batch-norm statistics.
+def update_average(average: nn.Module, network: nn.Module, share: Tensor) -> None:
+    """average <- average + share · (network - average), for weights and batch-norm statistics.
 
-    torch's own function for it takes the decay as a Python number, which a CUDA graph would repeat for ever.
+    torch's own function for it takes the share as a Python number, which a CUDA graph would repeat for ever.
     """
     averaged, current = [], []
     for (name, old), (_, new) in zip(named_tensors(average), named_tensors(network), strict=True):
@@ -1610,7 +1672,7 @@ def update_average(average: nn.Module, network: nn.Module, decay: Tensor) -> Non
             averaged.append(old)
             current.append(new)
     change = torch._foreach_sub(current, averaged)
-    torch._foreach_mul_(change, 1 - decay)
+    torch._foreach_mul_(change, share)
     torch._foreach_add_(averaged, change)
 
 
@@ -1620,7 +1682,7 @@ def named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def train_step(run: Run, batches: Sequence[tuple[Tensor, Tensor | None]], options: argparse.Namespace) -> Tensor:
-    """A step of D on each batch (images, labels), one of G, the averages.
+    """A step of D on each batch (images, labels), one of G.
 
     Returns run.measures as a tensor on the device, those of D as means over its steps: nothing is read back here.
     """
@@ -1628,10 +1690,6 @@ def train_step(run: Run, batches: Sequence[tuple[Tensor, Tensor | None]], option
     of_d = torch.stack(of_steps).mean(0)
     real, labels = batches[-1]
     g_loss = generator_step(run, len(real), options, labels)
-    run.ticks += 1
-    decay = ema_decay(run.ticks, len(real) * process_count(), options.ema)
-    for name, average in run.averages.items():
-        update_average(average, run.networks[name], decay)
     return torch.cat([of_d[:1], g_loss[None], of_d[1:]])
 
 
@@ -1653,33 +1711,30 @@ def bf16_pays(options: argparse.Namespace, channels: int, device: torch.device, 
         return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     size = options.image_size
     count = max(2, min(64, 2**16 // size**2))
-    batches = blank_batches(count, options, channels, device)
+    images, index = blank_images(count, options, channels, device)
     options = argparse.Namespace(**vars(options) | {"replay": 0})  # whose pool may be larger than these batches
     runs = {bf16: make_run(options, channels, device, bf16, classes) for bf16 in (True, False)}
     seconds = {True: [], False: []}
     for attempt in range(8):
-        if attempt > 1 and sum(map(sum, seconds.values())) > 3:  # steps so long that two of each tell
+        if attempt > 1 and agreed(sum(map(sum, seconds.values())) > 3):  # steps so long that two of each tell
             break
         for bf16, run in runs.items():
             start = time.perf_counter()
-            train_step(run, batches, options)
+            iteration(run, images, index, options)
             seconds[bf16].append(time.perf_counter() - start)
     return min(seconds[True]) < min(seconds[False])  # the minimum: whatever else the machine does only ever adds
 
 
-def blank_batches(
-    count: int, options: argparse.Namespace, channels: int, device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
-    """Batches such as an iteration takes, of noise, to try how fast or how large a step can be."""
-    shape, labels = (count, options.image_size, options.image_size, channels), torch.zeros(count, dtype=torch.int64)
-    return [(torch.randn(shape, device=device).permute(0, 3, 1, 2), labels.to(device)) for _ in range(options.d_steps)]
+def blank_images(count: int, options: argparse.Namespace, channels: int, device: torch.device) -> tuple[Images, Tensor]:
+    """Images of noise, and the index of an iteration's batches of them, to try how fast or how large it can be."""
+    pixels = torch.randint(256, (count, options.image_size, options.image_size, channels), dtype=torch.uint8)
+    images = Images(pixels, torch.zeros(count, dtype=torch.int64), ())
+    index = torch.arange(count, device=device).expand(options.d_steps, count)
+    return on_device(replace(images, other=images), device), index
 
 
-def iteration(run: Run, images: Images, index: Tensor, options: argparse.Namespace) -> None:
-    """An iteration on the images of `index`, d_steps×B, its measures added to the sums.
-
-    All that changes from one to the next is in tensors on the device, so that a CUDA graph can repeat it.
-    """
+def gan_step(run: Run, images: Images, index: Tensor, options: argparse.Namespace) -> Tensor:
+    """`train_step` on the images of `index`, d_steps×B."""
     with_labels, device = options.multitask or options.conditional, run.rng.device
     batches = [
         (
@@ -1688,11 +1743,24 @@ def iteration(run: Run, images: Images, index: Tensor, options: argparse.Namespa
         )
         for part in index
     ]
-    run.totals += train_step(run, batches, options)
+    return train_step(run, batches, options)
+
+
+def iteration(run: Run, images: Images, index: Tensor, options: argparse.Namespace) -> None:
+    """An iteration on the images of `index`, d_steps×B: weights, their averages, and the sums of the measures.
+
+    With full pools all that changes from one to the next is in tensors on the device: a CUDA graph can repeat it.
+    """
+    measures = options.recipe.step(run, images, index, options)
+    run.ticks += 1
+    share = ema_share(run.ticks, index.shape[1] * process_count(), options.ema)
+    for name, average in run.averages.items():
+        update_average(average, run.networks[name], share)
+    run.totals += measures
     run.finite += run.totals.isfinite()
 
 
-def why_not_captured(run: Run, images: Images, options: argparse.Namespace) -> str:
+def why_not_captured(run: Run, images: Images) -> str:
     """Why an iteration cannot be a CUDA graph; "" if it can."""
     reasons = {
         "there is no CUDA GPU": run.rng.device.type != "cuda",
@@ -1731,11 +1799,13 @@ def train_leg(
     """
     device, order, count = run.rng.device, None, len(images.pixels)
     batch, together, rank = options.batch_size, options.batch_size * process_count(), process_rank()
-    at_once = device.type == "cpu" and process_count() == 1  # what is looked at after each step
-    graph_after = GRAPH_AFTER if options.cuda_graph and not why_not_captured(run, images, options) else steps
+    at_once = device.type == "cpu" and process_count() == 1  # whether the measures are looked at after each step
+    may_capture = options.cuda_graph and not why_not_captured(run, images)
     began, timed = time.perf_counter(), 0
     for done in range(steps):
-        if (process_count() == 1 or not run.waiting) and stop():
+        # To agree on it is a message, on a GPU also a wait.
+        if (process_count() == 1 or device.type == "cpu" or not run.waiting) and stop():
+            average_sums(run)
             break
         index = []
         for _ in range(options.d_steps):
@@ -1745,11 +1815,12 @@ def train_leg(
                 order = epoch_order(count, options.seed, run.epoch + 1).to(images.pixels.device)
             index.append(order[run.seen + rank * batch :][:batch])
             run.seen += together
-        pool_is_full = not run.replay or run.replay.filled == options.replay
-        if run.captured is None and done >= graph_after and pool_is_full:
+        if not all(pool.filled == len(pool.images) for pool in run.pools.values()):
+            run.plain = 0
+        if may_capture and run.captured is None and run.plain >= GRAPH_AFTER:
             run.captured = capture(run, images, options)
         (run.captured or partial(iteration, run, images, options=options))(torch.stack(index))
-        run.step, run.waiting, timed = run.step + 1, run.waiting + 1, timed + 1
+        run.step, run.waiting, run.plain, timed = run.step + 1, run.waiting + 1, run.plain + 1, timed + 1
         row_is_due = run.waiting >= options.log_every or done == steps - 1
         if row_is_due:
             average_sums(run)
@@ -1863,18 +1934,21 @@ def epoch_row(run: Run, measured: dict[str, float], options: argparse.Namespace)
     row = {"epoch": run.epoch + (run.seen > 0), "step": run.step, **means, **measured}
     seen = (run.step - before) * images_of_step(options)
     row |= {"images_per_s": seen / run.seconds, "seconds": run.seconds}
-    judge = partial(troubles, loss=options.loss, smoothing=options.label_smoothing)
-    begun = [trouble for trouble in judge([*run.epochs, row]) if trouble not in judge(run.epochs)]
+    before = options.recipe.troubles(run.epochs, options)
+    begun = [trouble for trouble in options.recipe.troubles([*run.epochs, row], options) if trouble not in before]
     return row | {"warning": "; ".join(begun)}
 
 
-def troubles(epochs: list[dict[str, Any]], loss: str, smoothing: float = 0.0) -> list[str]:
+def troubles(epochs: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
     """What has been wrong for LONG steps and three epochs: D has won, or the samples hardly differ.
 
     D has won when J(D) is under a tenth, and J(G) over twice, of what undecided scores give; with smoothed targets the
     least that cross-entropy can be does not count. The samples hardly differ when their spread is under COLLAPSED of
     the data's; those of the first LONG steps are grey in every run.
     """
+    if not epochs:
+        return []
+    loss, smoothing = options.loss, options.label_smoothing
     recent = [row for row in epochs if row["step"] > epochs[-1]["step"] - LONG]
     recent = epochs[-max(3, len(recent)) :]
     if len(recent) < 3 or recent[0]["step"] < LONG:
@@ -1933,9 +2007,9 @@ def numbered(folder: Path, unit: str, suffix: str, last: int) -> list[Path]:
     return sorted(found, key=found.__getitem__)
 
 
-def save_gif(out: Path, unit: str, last: int, most: int = 100) -> None:
-    """`samples/progress.gif`: the sheets up to number `last`, evenly thinned to at most `most` frames."""
-    paths = numbered(out / "samples", unit, ".png", last)
+def save_gif(folder: Path, unit: str, last: int, most: int = 100) -> None:
+    """`progress.gif` of a folder's sheets up to number `last`, evenly thinned to at most `most` frames."""
+    paths = numbered(folder, unit, ".png", last)
     paths = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int))]
     frames = []
     for path in paths:
@@ -1945,27 +2019,67 @@ def save_gif(out: Path, unit: str, last: int, most: int = 100) -> None:
             say(f"note: {path} is left out of progress.gif ({complaint(error)})")
     first, *others = frames
     milliseconds = [150] * len(others) + [2000]
-    path = out / "samples" / "progress.gif"
-    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
+    first.save(folder / "progress.gif", save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
-def draw(run: Run, out: Path, samples: np.ndarray, options: argparse.Namespace, log: RunLog, last: bool) -> None:
+@dataclass(frozen=True)
+class Look:
+    """What a run is looked at with at the end of a leg: its numbers for epochs.csv, and what is drawn of it."""
+
+    measured: dict[str, Any]
+    samples: np.ndarray
+    confusion: np.ndarray | None = None
+
+
+def look(
+    run: Run, images: Images, validation: Images | None, fid: Callable[[], float] | None, options: argparse.Namespace
+) -> Look:
+    """Samples of the fixed noise, how much they differ, the head on the validation set, the FID where it is due."""
+    samples = run.averages["generator"].generate(sheet_count(run.generator), seed=options.seed)
+    some = epoch_order(len(images.pixels), 0, 0)[:2000].to(images.pixels.device)
+    measured = {"diversity": pixel_spread(samples) / max(pixel_spread(images.pixels[some].cpu()), 1e-6), "fid": ""}
+    confusion = None
+    if validation:
+        *values, confusion = validate(run.averages["discriminator"], validation)
+        measured = dict(zip(VALIDATION_MEASURES, values, strict=True)) | measured
+    if fid:
+        measured["fid"] = fid(run.averages["generator"])
+    return Look(measured, samples, confusion)
+
+
+def draw(run: Run, seen: Look, options: argparse.Namespace, log: RunLog, last: bool) -> None:
     """The curves, a sheet of samples every `sample_every`, the weights at 1, 2, 5, 10, 20 … and last."""
-    plot_losses(run, out, LOSS_NAMES[options.loss])
+    out, samples = options.out, seen.samples
+    for network, column, formula in (("generator", "g_loss", "J(G)"), ("discriminator", "d_loss", "J(D)")):
+        title = f"{network.capitalize()} loss ({LOSS_NAMES[options.loss]})"
+        plot_curve(run, out / "plots" / f"{network}_loss.png", column, title, formula)
     if any(row["fid"] != "" for row in run.epochs):
         plot_fid(run, out, options)
     if run.discriminator.head is not None:
         plot_classifier(run, out, "step" if options.iterations else "epoch")
+    shown = samples if options.image_size <= 256 else samples[:16]
+    save_sheets(run, {"fixed_noise": sheet(shown, sheet_columns(run.generator, len(shown)))}, options, log, last)
+    if seen.confusion is not None and last:
+        classes = run.discriminator.architecture["classes"]
+        log.add_picture("validation/confusion_matrix", plot_confusion(seen.confusion, classes, out))
+
+
+def save_sheets(run: Run, sheets: dict[str, Image.Image], options: argparse.Namespace, log: RunLog, last: bool) -> None:
+    """Write sheets of samples every `sample_every`, the weights at 1, 2, 5, 10, 20 …, and at the `last` all and a GIF.
+
+    The first sheet is samples/<milestone>.png, any other in a folder of its name there.
+    """
     unit, number, name = milestone(run, options.iterations)
-    if last or number % options.sample_every == 0:
-        shown = samples if options.image_size <= 256 else samples[:16]
-        picture = sheet(shown, sheet_columns(run.generator, len(shown)))
-        picture.save(out / "samples" / f"{name}.png")
-        log.add_picture("samples/fixed_noise", picture)
+    for i, (kind, picture) in enumerate(sheets.items()):
+        folder = options.out / "samples" / kind if i else options.out / "samples"
+        if last or number % options.sample_every == 0:
+            folder.mkdir(exist_ok=True)
+            picture.save(folder / f"{name}.png")
+            log.add_picture(f"samples/{kind}", picture)
+        if last:
+            save_gif(folder, unit, number)
     if last or f"{number}".rstrip("0") in ("1", "2", "5"):
-        plot_weights(run, out, options.iterations)
-    if last:
-        save_gif(out, unit, number)
+        plot_weights(run, options.out, options.iterations)
 
 
 def milestone(run: Run, iterations: int | None) -> tuple[str, int, str]:
@@ -1990,22 +2104,19 @@ def plot(path: Path, **labels: str) -> Iterator[Any]:
     figure.savefig(path)
 
 
-def plot_losses(run: Run, out: Path, loss_name: str) -> None:
-    """`plots/generator_loss.png` and `discriminator_loss.png`: loss over iterations, as logged and smoothed."""
-    steps = np.array([row["step"] for row in run.log])
+def plot_curve(run: Run, path: Path, column: str, title: str, formula: str) -> None:
+    """A measure of the steps over iterations, as logged and smoothed."""
+    steps, values = (np.array([row[name] for row in run.log]) for name in ("step", column))
     window = max(1, len(steps) // 40)
-    for network, column, formula in (("generator", "g_loss", "J(G)"), ("discriminator", "d_loss", "J(D)")):
-        values = np.array([row[column] for row in run.log])
-        ones = np.ones(window)
-        smooth = np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
-        title = f"{network.capitalize()} loss ({loss_name})"
-        with plot(out / "plots" / f"{network}_loss.png", title=title, xlabel="iteration", ylabel=formula) as axes:
-            label = "mean of each logging interval"
-            if window == 1:
-                axes.plot(steps, values, color=BLUE, linewidth=1.2, marker=".", label=label)
-            else:
-                axes.plot(steps, values, color=BLUE, alpha=0.35, linewidth=0.8, label=label)
-                axes.plot(steps, smooth, color=BLUE, linewidth=1.8, label=f"smoothed over {window} intervals")
+    ones = np.ones(window)
+    smooth = np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
+    with plot(path, title=title, xlabel="iteration", ylabel=formula) as axes:
+        label = "mean of each logging interval"
+        if window == 1:
+            axes.plot(steps, values, color=BLUE, linewidth=1.2, marker=".", label=label)
+        else:
+            axes.plot(steps, values, color=BLUE, alpha=0.35, linewidth=0.8, label=label)
+            axes.plot(steps, smooth, color=BLUE, linewidth=1.8, label=f"smoothed over {window} intervals")
 
 
 def plot_fid(run: Run, out: Path, options: argparse.Namespace) -> None:
@@ -2084,7 +2195,8 @@ def plot_weights(run: Run, out: Path, iterations: int | None = None) -> None:
     for title, trained in run.networks.items():
         network = deepcopy(trained).eval()  # in training mode looking at a spectrally normalised weight changes it
         layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
-        at_pixels = layers[-1 if trained is run.generator else 0]
+        draws = isinstance(trained, Generator)
+        at_pixels = layers[-1 if draws else 0]
         inch = 1 / (2.3 * len(layers))  # of the figure's height; fixed margins, for a layout engine would draw it twice
         figure = Figure(figsize=(12, 1 / inch), dpi=80)
         figure.suptitle(f"Weights of the {title} after {at}")
@@ -2097,7 +2209,7 @@ def plot_weights(run: Run, out: Path, iterations: int | None = None) -> None:
             histogram.spines[["top", "right"]].set_visible(False)
             histogram.locator_params(nbins=5)
             # Torch keeps a transposed convolution's weight as inputs × outputs. At the pixels of G inputs are filters.
-            if isinstance(layer, nn.ConvTranspose2d) != (layer is at_pixels and trained is run.generator):
+            if isinstance(layer, nn.ConvTranspose2d) != (layer is at_pixels and draws):
                 weight = weight.transpose(0, 1)
             elif layer is getattr(network, "project", None):  # a number of z adds a base×base map to each channel
                 weight = weight.unflatten(0, (-1, network.base, network.base)).permute(0, 3, 1, 2)
@@ -2117,9 +2229,9 @@ def plot_weights(run: Run, out: Path, iterations: int | None = None) -> None:
 #                                            Checkpoints and saved models                                              #
 ########################################################################################################################
 
-CHECKPOINT_FORMAT, MODEL_FORMAT = "rollnumber_04 checkpoint 4", "rollnumber_04 model 1"
+CHECKPOINT_FORMAT, MODEL_FORMAT = "rollnumber_04 checkpoint 5", "rollnumber_04 model 1"
 COUNTERS = {"epoch": int, "step": int, "seen": int, "waiting": int, "seconds": float}  # of a run and its checkpoints
-PARTS = ("options", "architecture", "networks", "average", "optimizers", "rng", "sums", "replay", "history")
+PARTS = ("options", "architecture", "networks", "average", "optimizers", "rng", "sums", "pools", "history")
 SHAPING = (
     "image_size arch upsample kernel width_g width_d latent_dim latent norm spectral_norm bias init dropout "
     "multitask conditional"
@@ -2186,7 +2298,10 @@ def snapshot(run: Run) -> dict[str, Any]:
 def own_state(run: Run) -> dict[str, Any]:
     """What each process has of its own: random states and replay pool."""
     random = {"noise": run.rng.get_state(), "dropout": default_rng(run.rng.device)[0]()}
-    return {"rng": {"device": run.rng.device.type, **random}, "replay": vars(run.replay) if run.replay else {}}
+    return {
+        "rng": {"device": run.rng.device.type, **random},
+        "pools": {name: vars(pool) for name, pool in run.pools.items()},
+    }
 
 
 def on_host(parts: Any) -> Any:
@@ -2196,13 +2311,14 @@ def on_host(parts: Any) -> Any:
     return parts.cpu() if isinstance(parts, Tensor) else parts
 
 
-def save_run(run: Run, out: Path, facts: dict[str, Any], keep: bool, best: bool = False) -> None:
+def save_run(run: Run, options: argparse.Namespace, facts: dict[str, Any], keep: bool, best: bool = False) -> None:
     """Write the models, if `best` `checkpoints/best.pt`, if to `keep` `epoch_NNNN.pt` (the newest stay), and `last.pt`.
 
     last.pt comes last, so that what a crash leaves out is written when the run goes on. Raises OSError, and UserError
     (status 1) instead of saving numbers that are not finite, as after a gradient that was not.
     """
-    others = gathered(own_state(run) if not is_follower() else on_host(own_state(run)))[1:]
+    out, models = options.out, options.recipe.models(options)
+    others = gathered(on_host(own_state(run)) if is_follower() else None)[1:]
     if is_follower():
         return
     state = snapshot(run)
@@ -2214,9 +2330,9 @@ def save_run(run: Run, out: Path, facts: dict[str, Any], keep: bool, best: bool 
         {"format": CHECKPOINT_FORMAT, "options": facts, "architecture": architecture, **state, "others": others}, stream
     )
     passed_on = ("loss", "seed", "batch_size", "data_fingerprint", "versions")
-    training = {"epoch": run.epoch, "step": run.step} | {name: facts[name] for name in passed_on}
-    for name, network in run.averages.items():
-        save_model(out / f"{name}.safetensors", {name: network}, training)
+    training = {"epoch": run.epoch, "step": run.step} | {name: facts[name] for name in passed_on if name in facts}
+    for file, names in models.items():
+        save_model(out / f"{file}.safetensors", {name: run.averages[name] for name in names}, training)
     if best:
         write_whole(out / "checkpoints" / "best.pt", stream.getvalue())
     if keep:
@@ -2272,7 +2388,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def is_own_state(part: Any) -> bool:
     """Whether something is made as `own_state`; what is in it is looked at where it is put back."""
-    return isinstance(part, dict) and all(isinstance(part.get(name), dict) for name in ("rng", "replay"))
+    return isinstance(part, dict) and all(isinstance(part.get(name), dict) for name in ("rng", "pools"))
 
 
 def difference(found: Any, expected: Any, name: str) -> str:
@@ -2292,31 +2408,36 @@ def difference(found: Any, expected: Any, name: str) -> str:
 
 def check_checkpoint(saved: dict[str, Any], path: Path, options: argparse.Namespace) -> None:
     """Raise UserError unless a checkpoint holds a run of its own options, before anything of its size is built."""
-    of = {name: checked_architecture(path, name, saved["architecture"].get(name)) for name in NETWORKS}
-    channels, labelled = of["generator"]["channels"], options.multitask or options.conditional
-    classes = of["discriminator"]["classes"] if labelled else ()
+    recipe = options.recipe
+    of = {name: recipe.checked(path, name, saved["architecture"].get(name)) for name in recipe.names}
+    channels = max(architecture["channels"] for architecture in of.values())
+    labelled = options.multitask or options.conditional
+    classes = max((architecture.get("classes", []) for architecture in of.values()), key=len) if labelled else ()
     if options.image_size not in SIZES:
         raise UserError(f"{path}: its options are wrong: --image-size {options.image_size}")
     with torch.device("meta"):  # shapes without memory
-        networks = dict(zip(NETWORKS, make_networks(options, channels, classes), strict=True))
+        networks = recipe.networks(options, channels, classes)
         states = {name: network.state_dict() for name, network in networks.items()}
-        sums = torch.zeros(len(measures_of(options)))
-    averaged = {name: state for name, state in states.items() if name == "generator" or options.multitask}
+        sums = torch.zeros(len(recipe.measures(options)))
     if wrong := next((name for name, network in networks.items() if network.architecture != of[name]), ""):
         raise UserError(f"{path}: its {wrong} is not that of its options")
-    expected = {"networks": states, "average": averaged, "sums": {"totals": sums, "finite": sums}}
-    if options.replay:
-        shape = (channels, options.image_size, options.image_size)
-        expected["replay"] = vars(ReplayPool(options.replay, shape, torch.device("meta")))
+    shape = (channels, options.image_size, options.image_size)
+    pools = {name: ReplayPool(size, shape, torch.device("meta")) for name, size in recipe.pools(options).items()}
+    expected = {
+        "networks": states,
+        "average": {name: states[name] for name in averaged_by(options)},
+        "sums": {"totals": sums, "finite": sums},
+        "pools": {name: vars(pool) for name, pool in pools.items()},
+    }
     wrong = next((said for part in expected if (said := difference(saved[part], expected[part], part))), "")
-    for name, network in networks.items():
-        wrong = wrong or optimizer_difference(saved["optimizers"].get(name), network, options)
+    for name, (members, _) in recipe.trained(options).items():
+        wrong = wrong or optimizer_difference(saved["optimizers"].get(name), parameters_of(networks, members), options)
     if wrong:
         raise UserError(f"{path}: {wrong}")
 
 
-def optimizer_difference(found: Any, network: nn.Module, options: argparse.Namespace) -> str:
-    """What is wrong with an optimizer's state for a network: it has some for each weight, of its shape, or for none."""
+def optimizer_difference(found: Any, weights: Sequence[nn.Parameter], options: argparse.Namespace) -> str:
+    """What is wrong with an optimizer's state for some weights: it has some for each, of its shape, or for none."""
     example = nn.Parameter(torch.zeros(2))  # optimizers make their state in their first step
     example.grad = torch.zeros(2)
     optimizer = OPTIMIZERS[options.optimizer]([example], 1e-3, options, False)
@@ -2327,19 +2448,22 @@ def optimizer_difference(found: Any, network: nn.Module, options: argparse.Names
         return ""
     expected = {
         i: {key: torch.empty_like(weight if value.ndim else value, device="meta") for key, value in kinds.items()}
-        for i, weight in enumerate(network.parameters())
+        for i, weight in enumerate(weights)
     }
     return difference(state, expected, "optimizer's state")
 
 
 def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> None:
     """Put a checked checkpoint's state into a new run; learning rates and the like come from the options."""
-    channels, classes = (run.discriminator.architecture[key] for key in ("channels", "classes"))
-    of_d = saved["architecture"]["discriminator"]
-    if of_d["classes"] != classes:
-        raise UserError(f"{options.resume}: its classes are not those of the data, {', '.join(classes)}"[:300])
-    if of_d["channels"] != channels:
-        raise UserError(f"{options.resume}: its images have {of_d['channels']} channels, those of the data {channels}")
+    for name, network in run.networks.items():
+        was, now = saved["architecture"][name], network.architecture
+        if was.get("classes") != now.get("classes"):
+            raise UserError(
+                f"{options.resume}: its classes are not those of the data, {', '.join(now['classes'])}"[:300]
+            )
+        if was["channels"] != now["channels"]:
+            found = f"its images have {was['channels']} channels, those of the data {now['channels']}"
+            raise UserError(f"{options.resume}: {found}")
     for name, network in run.networks.items():
         network.load_state_dict(saved["networks"][name])
     for name, network in run.averages.items():
@@ -2358,7 +2482,7 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
         if not is_table(rows, columns, run.step):
             raise UserError(f"{options.resume}: its history is not that of a run with these options")
         setattr(run, name, rows)
-    measured, before = any(row["fid"] != "" for row in run.epochs), saved["options"].get("evaluate_samples")
+    measured, before = any(row.get("fid", "") != "" for row in run.epochs), saved["options"].get("evaluate_samples")
     if measured and options.evaluate_every and options.evaluate_samples != before:
         wrong = f"--evaluate-samples {options.evaluate_samples}: the FIDs of {options.resume} are of {before} samples"
         raise UserError(f"{wrong}; those of other numbers cannot be compared")
@@ -2374,14 +2498,19 @@ def restore_own(run: Run, saved: dict[str, Any], options: argparse.Namespace) ->
     if len(own) != process_count():
         say(f"note: {options.resume} is of {len(own)} processes together, this run of {process_count()}")
     own = own[rank] if rank < len(own) else {}
-    wrong = ""
-    if own and run.replay and saved["options"].get("replay") == options.replay:
-        pool, classes = own["replay"], run.discriminator.architecture["classes"]
-        wrong = difference(pool, expected["replay"], "replay")
-        if not wrong:
-            run.replay.images.copy_(pool["images"])
-            run.replay.labels.copy_(pool["labels"].clamp(0, max(0, len(classes) - 1)))
-            run.replay.filled = min(max(0, pool["filled"]), options.replay)
+    wrong, classes = "", max((len(n.architecture.get("classes", ())) for n in run.networks.values()), default=0)
+    for name, pool in run.pools.items() if own else ():
+        kept = own["pools"].get(name)
+        if (
+            isinstance(kept, dict)
+            and isinstance(kept.get("images"), Tensor)
+            and len(kept["images"]) == len(pool.images)
+        ):
+            if wrong := difference(kept, vars(pool), f"pools.{name}"):
+                break
+            pool.images.copy_(kept["images"])
+            pool.labels.copy_(kept["labels"].clamp(0, max(0, classes - 1)))
+            pool.filled = min(max(0, kept["filled"]), len(pool.images))
     if not own or own["rng"].get("device") != run.rng.device.type:
         run.rng.manual_seed(options.seed + 1 + run.step + RANK_STRIDE * rank)
         if own:
@@ -2457,10 +2586,17 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Gene
     return load_network(path, "generator", device)
 
 
-def load_network(path: str | Path, name: str, device: str | torch.device = "cpu") -> Generator | Discriminator:
+def load_network(
+    path: str | Path,
+    name: str,
+    device: str | torch.device = "cpu",
+    kind: type[nn.Module] | None = None,
+    checked: Callable[[str | Path, str, Any], dict[str, Any]] = checked_architecture,
+) -> Generator | Discriminator:
     """The "generator" or "discriminator" of a `.safetensors` model or a checkpoint: its average, if there is one.
 
-    Raises UserError.
+    A network of another program is of another `kind`, what the file says of it `checked` by that program. Raises
+    UserError.
     """
     if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such model")
@@ -2482,13 +2618,13 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
                 weights = {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
         except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError):
             raise UserError(f"{path}: neither a .safetensors model nor a checkpoint, or damaged") from None
-    kind = NETWORKS[name]
-    architecture = checked_architecture(path, name, architecture)
+    kind, architecture = kind or NETWORKS[name], checked(path, name, architecture)
     with torch.device("meta"):
         expected = kind(**architecture).state_dict()
     if wrong := difference(weights, expected, name):
         raise UserError(f"{path}: {wrong}")
-    network = kind(**architecture | {"init": "torch"})  # an orthogonal one takes long, and these are overwritten
+    drawn = {"init": "torch"} if "init" in architecture else {}  # an orthogonal one takes long, and is overwritten
+    network = kind(**architecture | drawn)
     network.architecture = architecture
     network.load_state_dict(weights)
     return network.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
@@ -2696,7 +2832,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         sample_every=500, ema=10_000,
     ),
     "emoji-ls": EMOJI,
-    "emoji-ls-gp": EMOJI | dict(penalty="zero-gp", lr_g=3e-5, lr_d=6e-5),
+    "emoji-ls-gp": EMOJI | dict(penalty="zero-gp", iterations=6_000),
 }  # fmt: skip
 MOST_KERNEL = 15
 COMMANDS = ("train", "generate", "interpolate", "evaluate", "classify")
@@ -2749,6 +2885,66 @@ def some_path(text: str) -> Path:
     return Path(text)
 
 
+whole, real = partial(number, int), partial(number, float)
+DEVICE = dict(default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 … or mps")
+SWITCH = dict(action=argparse.BooleanOptionalAction, default=False)
+CACHE = dict(action=argparse.BooleanOptionalAction, default=True, help="keep many files' pixels for the next time")
+
+
+def add_main(parser: argparse.ArgumentParser, presets: dict[str, dict[str, Any]], least_batch: int = 2) -> None:
+    """What is trained, how long, and from where on; the first preset is that of the defaults."""
+    add = parser.add_argument_group("main").add_argument
+    add("--preset", choices=presets, default=next(iter(presets)), help="a named set of defaults")
+    add("--epochs", type=whole(1, 10**6), help="passes over the data (50)")
+    add("--iterations", type=whole(1, 10**8), metavar="N", help="steps of G, instead of --epochs")
+    add("--batch-size", type=whole(least_batch, 2**16), default=64, help="images a step, of each process")
+    add("--seed", type=whole(0, 2**31 - 1), help="of everything random; drawn and printed if left out")
+    add("--resume", nargs="?", type=some_path, const=True, metavar="PATH", help="go on from PATH or --out's last.pt")
+    add("--dry-run", action="store_true", help="one real step, every file written")
+
+
+def add_optimizers(parser: argparse.ArgumentParser) -> None:
+    """Optimizers and rates."""
+    add = parser.add_argument_group("optimizers").add_argument
+    add("--optimizer", choices=OPTIMIZERS, default="adam", help="one for G and one for D")
+    add("--lr-g", type=real(0, 10, True), default=2e-4, help="learning rate of G")
+    add("--lr-d", type=real(0, 10, True), default=2e-4, help="learning rate of D")
+    add("--beta1", type=real(0, 0.9999), default=0.5, help="Adam's first decay; sgd's momentum")
+    add("--beta2", type=real(0, 0.999999), default=0.999, help="Adam's second decay")
+    add("--d-steps", type=whole(1, 100), default=1, help="steps of D, a new batch each, to one of G")
+
+
+def add_performance(parser: argparse.ArgumentParser) -> None:
+    """Device and precision."""
+    add = parser.add_argument_group("performance").add_argument
+    add("--device", **DEVICE)
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where faster")
+    add("--deterministic", **SWITCH, help="the same run again on a GPU, too, if slower")
+    add("--compile", **SWITCH, help="fuse kernels by torch.compile: half a minute at the start, faster steps on a GPU")
+    graph = dict(action=argparse.BooleanOptionalAction, default=True)
+    add("--cuda-graph", **graph, help="on an NVIDIA GPU launch a whole step at once")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """What is written, and how often."""
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=some_path, metavar="DIR", help="runs/<preset>-<date>-<time> if left out")
+    add("--log-every", type=whole(1, 10**6), default=50, help="steps that a row of log.csv averages")
+    add(
+        "--sample-every",
+        type=whole(1, 10**8),
+        metavar="N",
+        help="epochs (1), or with --iterations iterations (200), between sheets of samples",
+    )
+    add(
+        "--save-every",
+        type=whole(1, 10**8),
+        metavar="N",
+        help="likewise between numbered checkpoints; 10 times that if left out",
+    )
+    add("--keep", type=whole(1, 10**6), default=5, help="numbered checkpoints that stay")
+
+
 def build_parser(command: str = "train") -> argparse.ArgumentParser:
     """The command line of one command; `train` is the one that needs no name."""
     prog = "rollnumber_04.py" if command == "train" else f"rollnumber_04.py {command}"
@@ -2761,15 +2957,11 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
         "classify": "Tell the classes of images with the discriminator of a run with --multitask.",
     }[command]
     parser = Parser(prog=prog, description=description, formatter_class=layout, allow_abbrev=False)
-    whole, real = partial(number, int), partial(number, float)
-    device = dict(default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 … or mps")
-    switch = dict(action=argparse.BooleanOptionalAction, default=False)
-    cache = dict(action=argparse.BooleanOptionalAction, default=True, help="keep many files' pixels for the next time")
 
     add = parser.add_argument
     if command != "train":
         add("model", type=some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
-        add("--device", **device)
+        add("--device", **DEVICE)
     if command == "classify":
         add("images", type=some_path, nargs="+", metavar="IMAGE|DATA", help="image files, or a folder or file of data")
         add("--shares", action="store_true", help="print the share of each class alone")
@@ -2805,28 +2997,20 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
             "unless told not to",
         )
         add("--skip-unreadable", action="store_true", help="leave damaged images out instead of stopping")
-        add("--cache", **cache)
+        add("--cache", **CACHE)
         add("--json", action="store_true", help="print one JSON object and nothing else")
         return parser
 
-    add = parser.add_argument_group("main").add_argument
-    add("--preset", choices=PRESETS, default="cifar10-ls", help="a named set of defaults")
-    add("--epochs", type=whole(1, 10**6), help="passes over the data (50)")
-    add("--iterations", type=whole(1, 10**8), metavar="N", help="steps of G, instead of --epochs")
-    add("--batch-size", type=whole(2, 2**16), default=64, help="images a step, of each process")
-    add("--seed", type=whole(0, 2**31 - 1), help="of everything random; drawn and printed if left out")
-    add("--resume", nargs="?", type=some_path, const=True, metavar="PATH", help="go on from PATH or --out's last.pt")
-    add("--dry-run", action="store_true", help="one real step, every file written")
-
+    add_main(parser, PRESETS)
     add = parser.add_argument_group("data").add_argument
     add("--data", type=some_path, metavar="PATH", help="images; drawn shapes if left out")
     add("--split", choices=("train", "all"), default="train", help="all: the test images, too")
     names = ("cifar10", "cifar100", "mnist", "fashion-mnist", "emnist", "svhn")
     add("--download", choices=names, help="fetch it into --data (or ./data) first, by torchvision")
     add("--image-size", type=whole(1, 1024), help="pixels a side; the images' own if left out")
-    add("--flip", **switch, help="mirror half of the images")
-    add("--skip-unreadable", action="store_true", help="leave damaged images out instead of stopping")
-    add("--cache", **cache)
+    add("--flip", **SWITCH, help="mirror half of the images")
+    add("--skip-unreadable", **SWITCH, help="leave damaged images out instead of stopping")
+    add("--cache", **CACHE)
 
     add = parser.add_argument_group("networks").add_argument
     add("--arch", choices=ARCHITECTURES, default="dcgan", help="a convolution a stage, or blocks of two and three")
@@ -2843,8 +3027,8 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
         metavar="KIND[,KIND]",
         help=f"of both networks, or of G and of D: {', '.join(NORMS)}; inner: not after the first layer",
     )
-    add("--spectral-norm", **switch, help="of D's weights")
-    add("--bias", **switch, help="biases in the layers that no norm follows")
+    add("--spectral-norm", **SWITCH, help="of D's weights")
+    add("--bias", **SWITCH, help="biases in the layers that no norm follows")
     add("--init", choices=INITS, default="normal", help="how weights are drawn; normal: N(0, 0.02²)")
     add("--negative-slope-g", type=real(0, 1), default=0.0, help="of G's leaky ReLU; 0 is a ReLU")
     add("--negative-slope", type=real(0, 1), default=0.2, help="of D's leaky ReLU")
@@ -2852,10 +3036,10 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("objective").add_argument
     add("--loss", choices=LOSSES, default="ls", help="least squares, cross-entropy on logits, hinge or Wasserstein")
-    add("--conditional", **switch, help="G draws, and D judges, an image of a given class")
+    add("--conditional", **SWITCH, help="G draws, and D judges, an image of a given class")
     add("--penalty", choices=("none", *PENALTIES), default="none", help="on D's gradient at images")
     add("--penalty-weight", type=real(0, 10**6), default=10.0, metavar="W", help="W · the penalty joins J(D)")
-    add("--multitask", **switch, help="D also tells the class of an image")
+    add("--multitask", **SWITCH, help="D also tells the class of an image")
     add("--class-weight", type=real(0, 10**6), default=1.0, metavar="W", help="J(D_total) = J(D) + W·J(C)")
     add(
         "--validation-split",
@@ -2864,14 +3048,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
         help="of the training images, held out for validation; if left out, the test images, or 0.1 without them",
     )
 
-    add = parser.add_argument_group("optimizers").add_argument
-    add("--optimizer", choices=OPTIMIZERS, default="adam", help="one for G and one for D")
-    add("--lr-g", type=real(0, 10, True), default=2e-4, help="learning rate of G")
-    add("--lr-d", type=real(0, 10, True), default=2e-4, help="learning rate of D")
-    add("--beta1", type=real(0, 0.9999), default=0.5, help="Adam's first decay; sgd's momentum")
-    add("--beta2", type=real(0, 0.999999), default=0.999, help="Adam's second decay")
-    add("--d-steps", type=whole(1, 100), default=1, help="steps of D, a new batch each, to one of G")
-
+    add_optimizers(parser)
     add = parser.add_argument_group("stabilisers").add_argument
     add("--label-smoothing", type=real(0, 0.5), default=0.0, metavar="S", help="D's target for real images is 1 - S")
     add(
@@ -2884,46 +3061,27 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     add("--replay", type=whole(0, 2**16), default=0, metavar="N", help="D also sees earlier fakes, from a pool of N")
     add("--ema", type=real(0, 10**9), default=50_000, help="half-life of the averages, in images")
 
-    add = parser.add_argument_group("performance").add_argument
-    add("--device", **device)
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where faster")
-    add("--deterministic", action="store_true", help="the same run again on a GPU, too, if slower")
-    add("--compile", **switch, help="fuse kernels by torch.compile: half a minute at the start, faster steps on a GPU")
-    graph = dict(action=argparse.BooleanOptionalAction, default=True)
-    add("--cuda-graph", **graph, help="on an NVIDIA GPU launch a whole step at once")
-
-    add = parser.add_argument_group("output").add_argument
-    add("--out", type=some_path, metavar="DIR", help="runs/<preset>-<date>-<time> if left out")
-    add("--log-every", type=whole(1, 10**6), default=50, help="steps that a row of log.csv averages")
-    add(
-        "--sample-every",
-        type=whole(1, 10**8),
-        metavar="N",
-        help="epochs (1), or with --iterations iterations (200), between sheets of samples",
-    )
-    add(
-        "--save-every",
-        type=whole(1, 10**8),
-        metavar="N",
-        help="likewise between numbered checkpoints; 10 times that if left out",
-    )
+    add_performance(parser)
+    add_output(parser)
+    add = parser.add_argument_group("evaluation").add_argument
     add("--evaluate-every", type=whole(0, 10**8), default=0, metavar="N", help="likewise between FIDs; 0 is none")
     add("--evaluate-samples", type=whole(FEWEST, 10**6), default=2000, metavar="N", help="samples for each of them")
     add("--inception-weights", **weights)
-    add("--keep", type=whole(1, 10**6), default=5, help="numbered checkpoints that stay")
     return parser
 
 
-def parse_options(argv: Sequence[str] = ()) -> argparse.Namespace:
+def parse_options(argv: Sequence[str] = (), recipe: Recipe | None = None) -> argparse.Namespace:
     """The options of a training run from its command line: flags, over a checkpoint's or a preset's, over the defaults.
 
     Raises UserError. `train(parse_options(["--data", "cifar10"]))` is the way to train from Python.
     """
-    parser = build_parser()
+    recipe = recipe or GAN
+    parser = recipe.parser()
+    parser.set_defaults(recipe=recipe, **recipe.constants)
     given = parser.parse_args(argv)
     if given.epochs and given.iterations:
         raise UserError("--iterations: does not go with --epochs; give one of them")
-    preset = PRESETS[given.preset] if given.resume is None else {}  # a checkpoint has all options
+    preset = recipe.presets[given.preset] if given.resume is None else {}  # a checkpoint has all options
     parser.set_defaults(**{"epochs": 50, "saved": None} | preset)
     if given.resume is None:
         options = parser.parse_args(argv)
@@ -2931,7 +3089,7 @@ def parse_options(argv: Sequence[str] = ()) -> argparse.Namespace:
         count_in(options, given, "iterations" in preset)
     else:
         options = resumed_options(parser, given, argv)
-    check_together(options, parser)
+    recipe.check(options, parser)
     if options.seed is None:
         options.seed = secrets.randbelow(2**31)
     return options
@@ -3000,9 +3158,10 @@ def resumed_options(
     options.out = options.out or path.parent.parent
     for name, new in plain(options).items():
         flag, old = "--" + name.replace("_", "-"), plain(before)[name]
-        if new != old and name in FIXED_OPTIONS:
-            raise UserError(f"{flag} {new}: the checkpoint {path} {FIXED_OPTIONS[name]} {flag} {old}")
-        if new != old and name in ("loss", "penalty") and measures_of(options) != measures_of(before):
+        if new != old and name in options.recipe.fixed:
+            raise UserError(f"{flag} {new}: the checkpoint {path} {options.recipe.fixed[name]} {flag} {old}")
+        columns = options.recipe.measures
+        if new != old and name in ("loss", "penalty") and columns(options) != columns(before):
             raise UserError(f"{flag} {new}: the log of {path}, with {flag} {old}, has other columns; begin a new run")
         if new != old:
             say(f"note: {flag} {old} in the checkpoint, {new} now")
@@ -3038,13 +3197,17 @@ def find_checkpoint(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 
 def command_line(saved: dict[str, Any]) -> list[str]:
     """Saved options as words of a command line, so that a file's values are checked as a user's are."""
-    given = {name.replace("_", "-"): value for name, value in saved.items() if value is not None and value is not False}
-    return [f"--{flag}" if value is True else f"--{flag}={value}" for flag, value in given.items()]
+    given = {name.replace("_", "-"): value for name, value in saved.items() if value is not None}
+    words = {True: "--{}", False: "--no-{}"}
+    return [
+        words[value].format(flag) if value is True or value is False else f"--{flag}={value}"
+        for flag, value in given.items()
+    ]
 
 
 def plain(options: argparse.Namespace) -> dict[str, Any]:
     """The options that describe a run, as plain values: what is written to options.json and into checkpoints."""
-    here_only = ("resume", "saved", "dry_run", "out", "download", "cache")
+    here_only = {"resume", "saved", "dry_run", "out", "download", "cache", "recipe"} | options.recipe.constants.keys()
     items = {name: value for name, value in vars(options).items() if name not in here_only}
     return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in items.items()}
 
@@ -3078,9 +3241,51 @@ def load_data(options: argparse.Namespace) -> tuple[Images, Images | None, str]:
     return images, validation, data_fingerprint
 
 
+def describe(run: Run, options: argparse.Namespace) -> tuple[str, str, list[str]]:
+    """Networks and objective in words, and what of them is doubtful."""
+    of_head = count_parameters(run.discriminator.head) if run.discriminator.head is not None else 0
+    of_d = f"D {count_parameters(run.discriminator) - of_head:,} parameters"
+    with_head = f", its classification head {of_head:,}" if of_head else ""
+    objective = "conditional " * options.conditional + LOSS_NAMES[options.loss]
+    if options.penalty != "none":
+        objective += f" with {options.penalty_weight:g} · {options.penalty}"
+    notes = []
+    if options.loss == "wgan" and options.penalty == "none" and not options.spectral_norm:
+        notes.append("nothing bounds the critic's slope, without which --loss wgan means little; add --penalty wgan-gp")
+    if options.penalty != "none" and any(isinstance(m, nn.BatchNorm2d) for m in run.discriminator.modules()):
+        notes.append(
+            "with batch norm in D an image's gradient depends on its batch; --norm batch,none leaves it out of D"
+        )
+    return f"G {count_parameters(run.generator):,} and {of_d}{with_head}", objective, notes
+
+
+GAN = Recipe(
+    program="rollnumber_04.py",
+    presets=PRESETS,
+    parser=build_parser,
+    check=check_together,
+    fixed=FIXED_OPTIONS,
+    load=load_data,
+    constants={},
+    names=(*NETWORKS,),
+    checked=checked_architecture,
+    networks=make_networks,
+    trained=lambda o: {"generator": (("generator",), o.lr_g), "discriminator": (("discriminator",), o.lr_d)},
+    models=lambda o: {name: (name,) for name in ("generator", *(["discriminator"] if o.multitask else []))},
+    pools=lambda o: {"fakes": o.replay} if o.replay else {},
+    measures=measures_of,
+    step=gan_step,
+    measured=lambda o: (*(VALIDATION_MEASURES if o.multitask else ()), "diversity", "fid"),
+    look=look,
+    draw=draw,
+    troubles=troubles,
+    describe=describe,
+)
+
+
 def train(options: argparse.Namespace) -> Path:
     """Train as `options` (from `parse_options`) say; returns the run's folder. Bad input: UserError."""
-    with joined_processes(choose_device(options.device)) as device:
+    with joined_processes(options.device) as device:
         options.seed, options.out = shared((options.seed, options.out))  # one may have been drawn, one has the time
         return train_on(device, options)
 
@@ -3096,12 +3301,14 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
         say(f"nothing to do: {options.resume} has done its {planned:,} {unit}; a larger --{unit} goes on from it")
         return options.out
     is_new = not saved or options.resume.parent.parent.resolve() != options.out.resolve()
-    if is_new:
+    if is_new and not is_follower():
         refuse_folder(options.out, options.data)
     if options.download:
         fetched = download(options.download, options.data or Path("data")) if not is_follower() else None
         options.data = shared(fetched)
-    images, validation, data_fingerprint = load_data(options)
+    loaded = None if is_follower() else options.recipe.load(options)
+    shared(None)  # now the others find the first one's images in the cache
+    images, validation, data_fingerprint = loaded or options.recipe.load(options)
     channels, classes = images.pixels.shape[3], images.classes if options.multitask or options.conditional else ()
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
     if options.deterministic:
@@ -3109,11 +3316,9 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
         torch.use_deterministic_algorithms(True)
     if options.precision == "auto":
         options.precision = shared("bf16" if bf16_pays(options, channels, device, classes) else "fp32")
-    fid = None
-    if (
-        options.evaluate_every and not options.dry_run and not is_follower()
-    ):  # before make_run sets the random numbers, which this may draw
-        fid = fid_during(options, images, device)
+    measures_itself = options.evaluate_every and not options.dry_run and not is_follower()
+    # Before make_run sets the random numbers, which this may draw.
+    fid = fid_during(options, images, device) if measures_itself else None
     run = make_run(options, channels, device, options.precision == "bf16", classes)
     if options.compile:
         compile_networks(run)
@@ -3143,17 +3348,17 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
     announce(run, images, validation, facts, length, options)
     folder = nullcontext() if is_follower() else open_run_folder(options.out, is_new)
     with folder, noted_signals() as signals:
-        parts, stop = None, lambda: agreed(bool(signals))
+        parts, should_stop = None, lambda: agreed(bool(signals))
         try:
             if is_follower():
-                follow(run, images, options, stop)
+                follow(run, images, options, should_stop)
                 return options.out
-            parts = run_legs(run, images, validation, fid, facts, options, stop)
+            parts = run_legs(run, images, validation, fid, facts, options, should_stop)
         except Stopped as stop:
-            raise UserError(f"stopped at once; {what_is_saved(options.out)}", 128 + stop.args[0]) from None
+            raise UserError(f"stopped at once; {what_is_saved(options)}", 128 + stop.args[0]) from None
         except OSError as error:  # a full disk, a folder that has become read-only: no training without saving
             where = f"stopped at step {run.step:,}, for {error.filename or options.out} cannot be written"
-            raise UserError(f"{where} ({error.strerror or error}); {what_is_saved(options.out)}", 1) from None
+            raise UserError(f"{where} ({error.strerror or error}); {what_is_saved(options)}", 1) from None
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -3162,31 +3367,29 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
             raise UserError(too_little_memory(options, channels, device, bf16, classes))
         if not is_done(run, options):
             what = f"interrupted at step {run.step:,}, epoch {run.epoch + 1}"
-            raise UserError(f"{what}; {what_is_saved(options.out)}", 128 + (signals or [signal.SIGTERM])[0])
+            raise UserError(f"{what}; {what_is_saved(options)}", 128 + (signals or [signal.SIGTERM])[0])
     spent = ", ".join(f"{part} {clock(seconds)}" for part, seconds in parts.items())
     say(f"done       {run.step:,} steps; this time {clock(time.perf_counter() - start)}: {spent}")
     say(f"           peak memory {peak_memory(device)}")
-    for name in run.averages:
-        say(f"{name:10} {options.out / f'{name}.safetensors'}")
+    for file in options.recipe.models(options):
+        say(f"{file:10} {options.out / f'{file}.safetensors'}")
     return options.out
 
 
-def images_of_step(options: argparse.Namespace) -> int:
-    """How many real images an iteration takes, in all processes together."""
-    return options.batch_size * options.d_steps * process_count()
-
-
 def follow(run: Run, images: Images, options: argparse.Namespace, stop: Callable[[], bool]) -> None:
-    """`run_legs` in a process that is not the first: the same steps, and its part of each checkpoint."""
+    """`run_legs` in a process that is not the first: the same steps, and its part of each checkpoint.
+
+    What both ask of the other processes must come in the same order.
+    """
     if shared(None):
-        save_run(run, options.out, {}, keep=False)
+        save_run(run, options, {}, keep=False)
     while not is_done(run, options):
         until = run.step + leg_steps(run, len(images.pixels), options)
         for _ in train_leg(run, images, until - run.step, options, stop):
             pass
         if run.step == until and not options.iterations:
             run.epoch, run.seen = run.epoch + 1, 0
-        save_run(run, options.out, {}, keep=False)
+        save_run(run, options, {}, keep=False)
         if run.step < until:
             break
 
@@ -3211,7 +3414,7 @@ def run_legs(
     run: Run,
     images: Images,
     validation: Images | None,
-    fid: Callable[[Generator], float] | None,
+    fid: Callable[[nn.Module], float] | None,
     facts: dict[str, Any],
     options: argparse.Namespace,
     stop: Callable[[], bool],
@@ -3224,13 +3427,12 @@ def run_legs(
     out, count, of_step = options.out, len(images.pixels), images_of_step(options)
     seconds = dict.fromkeys(("training", "evaluation", "pictures", "saving"), 0.0)
     write_whole(out / "options.json", json.dumps(facts, indent=2).encode())
-    spread = pixel_spread(images.pixels[epoch_order(count, 0, 0)[:2000].to(images.pixels.device)].cpu())
     with (
         closing(RunLog(out, run)) as log,
         progress_bar(initial=run.step * of_step, total=run.planned * of_step, unit="img") as bar,
     ):
         if shared(not holds_checkpoint(out)):  # a new run or a branch: from here on there is something to resume from
-            save_run(run, out, facts, keep=False)
+            save_run(run, options, facts, keep=False)
         if not run.step:
             plot_weights(run, out, options.iterations)
         while not is_done(run, options):
@@ -3242,31 +3444,24 @@ def run_legs(
                 log.add(row)
             times.append(time.perf_counter())
             if run.step < begun + steps:  # stopped
-                save_run(run, out, facts, keep=False)
+                save_run(run, options, facts, keep=False)
                 break
             if not options.iterations:
                 run.epoch, run.seen = run.epoch + 1, 0
             last, (_, number, _) = is_done(run, options), milestone(run, options.iterations)
-            samples = run.average_g.generate(sheet_count(run.generator), seed=options.seed)
-            measured = {"diversity": pixel_spread(samples) / max(spread, 1e-6), "fid": ""}
-            if validation:
-                *values, confusion = validate(run.average_d, validation)
-                measured = dict(zip(VALIDATION_MEASURES, values, strict=True)) | measured
-            if fid and (last or number % options.evaluate_every == 0):
-                measured["fid"] = fid(run.average_g)
+            due = fid if last or number % (options.evaluate_every or number + 1) == 0 else None
+            seen = options.recipe.look(run, images, validation, due, options)
             times.append(time.perf_counter())
-            row = epoch_row(run, measured, options)
+            row = epoch_row(run, seen.measured, options)
             log.add_epoch(row)
             if row["warning"]:
                 say(f"warning: {progress(run, options, done=True)}: {row['warning']}")
-            draw(run, out, samples, options, log, last)
-            if validation and last:
-                classes = run.discriminator.architecture["classes"]
-                log.add_picture("validation/confusion_matrix", plot_confusion(confusion, classes, out))
+            options.recipe.draw(run, seen, options, log, last)
             run.seconds = 0.0
             times.append(time.perf_counter())
-            best = row["fid"] != "" and row["fid"] == min(row["fid"] for row in run.epochs if row["fid"] != "")
-            save_run(run, out, facts, last or number % options.save_every == 0, best)
+            fids = [row["fid"] for row in run.epochs if row.get("fid", "") != ""]
+            best = row.get("fid", "") != "" and row["fid"] == min(fids)
+            save_run(run, options, facts, last or number % options.save_every == 0, best)
             times.append(time.perf_counter())
             for part, time_spent in zip(seconds, np.diff(times), strict=True):
                 seconds[part] += time_spent
@@ -3312,11 +3507,12 @@ def noted_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def what_is_saved(out: Path) -> str:
+def what_is_saved(options: argparse.Namespace) -> str:
     """How to go on with a run that has stopped."""
-    if not (out / "checkpoints" / "last.pt").exists():
+    if not (options.out / "checkpoints" / "last.pt").exists():
         return "nothing was saved yet"
-    return f"go on from what is saved with: python rollnumber_04.py --resume --out {shlex.quote(str(out))}"
+    command = f"python {options.recipe.program} --resume --out {shlex.quote(str(options.out))}"
+    return f"go on from what is saved with: {command}"
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -3329,13 +3525,15 @@ def too_little_memory(
     options: argparse.Namespace, channels: int, device: torch.device, bf16: bool, classes: Sequence[str]
 ) -> str:
     """What to say of a batch that does not fit: the largest of its half, quarter … with which a step does."""
+    said = f"--batch-size {options.batch_size}: not enough memory on {device}"
+    if process_count() > 1:  # whose steps are done together
+        return said
     batch = options.batch_size // 2
     while batch >= 2 and not step_fits(batch, options, channels, device, bf16, classes):
         batch //= 2
-    said = f"--batch-size {options.batch_size}: not enough memory on {device}"
     if batch < 2:
         return f"{said}; no smaller one fits either: lower --image-size, --replay or --width-*"
-    return f"{said}; {batch} fits; {what_is_saved(options.out)} --batch-size {batch}"
+    return f"{said}; {batch} fits; {what_is_saved(options)} --batch-size {batch}"
 
 
 def step_fits(
@@ -3344,7 +3542,7 @@ def step_fits(
     """Whether a training step with so many images fits into the device's memory."""
     try:
         run = make_run(options, channels, device, bf16, classes)
-        train_step(run, blank_batches(batch, options, channels, device), options)
+        iteration(run, *blank_images(batch, options, channels, device), options)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -3361,33 +3559,27 @@ def announce(
     options: argparse.Namespace,
 ) -> None:
     """A run's first lines: device, precision, data, networks, what is trained and how long, seed, output folder."""
-    count, height, width, channels = images.pixels.shape
+    _, height, width, channels = images.pixels.shape
     colours, classes = "grey" if channels == 1 else "colour", len(images.classes)
     kind = f"{colours} images of {height}×{width}" + (f" in {classes} classes" if classes else ", no labels")
     times = f"{process_count()} × " if process_count() > 1 else ""
     how = f"{facts['precision']}{', compiled' if options.compile else ''}"
     if options.cuda_graph and run.rng.device.type == "cuda":
-        reason = why_not_captured(run, images, options)
+        reason = why_not_captured(run, images)
         how += f", no CUDA graph: {reason}" if reason else ", steps as a CUDA graph"
     say(f"device     {times}{facts['device_name']}, {how}, torch {facts['versions']['torch']}")
-    say(f"data       {facts['data'] or 'shapes'}: {count:,} {kind}")
+    for where, part in ((options.data or "shapes", images), *([("and", images.other)] if images.other else [])):
+        say(f"data       {where}: {len(part.pixels):,} {kind}")
     if validation:
-        source = "images held out" if facts["validation_split"] else "test images"
+        source = "images held out" if facts.get("validation_split") else "test images"
         say(f"validation {len(validation.pixels):,} {source}")
-    of_head = count_parameters(run.discriminator.head) if run.discriminator.head is not None else 0
-    of_d = f"D {count_parameters(run.discriminator) - of_head:,}"
-    with_head = f", its classification head {of_head:,}" if of_head else ""
-    objective = "conditional " * facts["conditional"] + LOSS_NAMES[facts["loss"]]
-    if facts["penalty"] != "none":
-        objective += f" with {facts['penalty_weight']:g} · {facts['penalty']}"
-    say(f"networks   G {count_parameters(run.generator):,} and {of_d} parameters{with_head}")
-    steps_of_d = f", {facts['d_steps']} steps of D to one of G" if facts["d_steps"] > 1 else ""
+    networks, objective, notes = options.recipe.describe(run, options)
+    say(f"networks   {networks}")
+    steps_of_d = f", {options.d_steps} steps of D to one of G" if options.d_steps > 1 else ""
     done = f", {run.step:,} steps done" if run.step else ""
-    say(f"training   {objective}, batch {facts['batch_size']}{steps_of_d}, {length}{done}")
-    if facts["loss"] == "wgan" and facts["penalty"] == "none" and not facts["spectral_norm"]:
-        say("note: nothing bounds the critic's slope, without which --loss wgan means little; add --penalty wgan-gp")
-    if facts["penalty"] != "none" and any(isinstance(m, nn.BatchNorm2d) for m in run.discriminator.modules()):
-        say("note: with batch norm in D an image's gradient depends on its batch; --norm batch,none leaves it out of D")
+    say(f"training   {objective}, batch {options.batch_size}{steps_of_d}, {length}{done}")
+    for note in notes:
+        say(f"note: {note}")
     say(f"seed       {facts['seed']}")
     say(f"output     {options.out}")
 
@@ -3596,9 +3788,9 @@ def judge_samples(
             for row in train_leg(run, images, steps, training):
                 bar.update(row["step"] - bar.n)
             run.epoch, run.seen = run.epoch + 1, 0
-    _, accuracy, _ = validate(run.average_d, held)
+    _, accuracy, _ = validate(run.averages["discriminator"], held)
     count = min(options.samples, 10_000)
-    said = judged(run.average_d, *labelled_samples(generator, count, options.seed))
+    said = judged(run.averages["discriminator"], *labelled_samples(generator, count, options.seed))
     return {"classifier_accuracy": accuracy, "classifier_validated_on": len(held.labels), **said}
 
 
@@ -3705,18 +3897,17 @@ def clock(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def complain(sentence: str, status: int) -> int:
+def complain(program: str, sentence: str, status: int) -> int:
     """Say what is wrong in one line, whatever the names in it hold; returns the exit status."""
-    if status == 2 and is_follower():  # a mistake that the first process finds, too
+    if status == 2 and is_follower() and not is_joined():  # a mistake that the first process finds, too
         return status
     with suppress(OSError):  # nobody may be listening
-        print("rollnumber_04.py:", " ".join(sentence.split()), file=sys.stderr, flush=True)
+        print(f"{program}:", " ".join(sentence.split()), file=sys.stderr, flush=True)
     return status
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns its exit status: 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+def call_command(command: Callable[[], Any], program: str = GAN.program) -> int:
+    """Do what a command line asks for; returns the exit status: 0, 2 for a user's mistake, 1 for a failure, 130 …"""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, or a program without a console
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
@@ -3725,35 +3916,46 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a console whose code page has no × must not end a run
     # TensorBoard's writer has a thread; when a disk is full its error is raised again where the writer is used.
     threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
-    command = argv.pop(0) if argv and argv[0] in COMMANDS else "train"
     try:
-        if command == "train":
-            train(parse_options(argv))
-        else:
-            commands = {"generate": generate, "interpolate": interpolate, "evaluate": evaluate, "classify": classify}
-            commands[command](build_parser(command).parse_args(argv))
+        command()
     except UserError as error:
-        return complain(str(error), error.status)
+        return complain(program, str(error), error.status)
     except KeyboardInterrupt as stop:
-        return complain("interrupted", 128 + (stop.args[0] if isinstance(stop, Stopped) else signal.SIGINT))
+        return complain(program, "interrupted", 128 + (stop.args[0] if isinstance(stop, Stopped) else signal.SIGINT))
     except BrokenPipeError:  # what reads the output, such as `head`, has gone
         mute()
         return 1
     except OSError as error:  # a full disk, a folder that has become read-only
-        return complain(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+        return complain(program, f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     except (MemoryError, RuntimeError) as error:
+        if is_follower() and is_joined() and not is_out_of_memory(error):  # most likely another process has ended
+            return complain(program, f"process {os.environ['RANK']}: {error}"[:300], 1)
         if not is_out_of_memory(error):
             raise
-        return complain(
-            f"not enough memory; lower --image-size, --batch-size, --replay or --width-* ({error})"[:300], 2
-        )
+        advice = "lower --image-size, --batch-size, --replay or --width-*"
+        return complain(program, f"not enough memory; {advice} ({error})"[:300], 2)
     return 0
 
 
-if __name__ == "__main__":
+def exit_with(main: Callable[[], int]) -> None:
+    """Run a `main` as a program and end the process with its status."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     status = main()
     for number in (signal.SIGINT, signal.SIGTERM):  # all is saved and said; Python's own ending is not to be disturbed
         signal.signal(number, signal.SIG_IGN)
     sys.exit(status)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns its exit status: 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = argv.pop(0) if argv and argv[0] in COMMANDS else "train"
+    others = {"generate": generate, "interpolate": interpolate, "evaluate": evaluate, "classify": classify}
+    if name == "train":
+        return call_command(lambda: train(parse_options(argv)))
+    return call_command(lambda: others[name](build_parser(name).parse_args(argv)))
+
+
+if __name__ == "__main__":
+    exit_with(main)

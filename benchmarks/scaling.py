@@ -4,8 +4,8 @@
     python -m benchmarks.scaling --data ./cifar10 --processes 1 2 4 8    # GPUs, one a process
 
 Each run is the tool's own under torchrun, of so many iterations, its images a second the median of the rows of log.csv
-after the first. On a CPU each process has the same number of threads, the cores over the most processes. Efficiency is
-the rate over that of one process times their number.
+after the first. On a CPU each process has the same number of threads, the cores over the most processes; beside them
+stands one process with all cores. Efficiency is the rate over that of one process times their number.
 """
 
 import argparse
@@ -28,7 +28,8 @@ def rate(processes: int, threads: int, options: argparse.Namespace) -> float:
         out = Path(folder, "run")
         line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         line += ["rollnumber_04.py", "--iterations", str(options.iterations), "--sample-every", str(options.iterations)]
-        line += ["--log-every", str(max(1, options.iterations // 6)), "--batch-size", str(options.batch_size)]
+        line += ["--log-every", str(options.iterations // 6), "--batch-size", str(options.batch_size)]
+        line += ["--no-cuda-graph"]  # which several processes cannot use: what is compared is the same loop
         line += ["--seed", "0", "--device", options.device, "--precision", options.precision, "--out", str(out)]
         line += ["--data", str(options.data.resolve())] if options.data else []
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -52,11 +53,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="the runs take turns so many times")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.iterations < 12:
+        parser.error("--iterations: at least 12, for the rates of six rows")
     threads = max(1, (os.cpu_count() or 1) // max(options.processes))
     rates: dict[int, list[float]] = {count: [] for count in options.processes}
+    with_all_cores = []
     for _ in range(options.rounds):
         for count, found in rates.items():
             found.append(rate(count, threads, options))
+        if options.device == "cpu":
+            with_all_cores.append(rate(1, os.cpu_count() or 1, options))
     medians = {count: statistics.median(found) for count, found in rates.items()}
     alone = medians[min(medians)] / min(medians)
     facts = {
@@ -70,6 +76,7 @@ def main() -> int:
         "images_per_s": medians,
         "from_to": {count: [min(found), max(found)] for count, found in rates.items()},
         "efficiency": {count: found / (alone * count) for count, found in medians.items()},
+        "one_process_with_all_cores": statistics.median(with_all_cores) if with_all_cores else None,
     }
     if options.json:
         print(json.dumps(facts, indent=2))
@@ -78,6 +85,8 @@ def main() -> int:
     for count, found in medians.items():
         low, high = facts["from_to"][count]
         print(f"{count:9}{found:10,.0f}  ({low:,.0f} … {high:,.0f})  {facts['efficiency'][count]:.0%}")
+    if with_all_cores:
+        print(f"one process with all cores: {facts['one_process_with_all_cores']:,.0f} images/s")
     return 0
 
 

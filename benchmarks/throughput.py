@@ -5,8 +5,9 @@
 
 The textbook loop is what the tutorials teach: a loader with two workers, transforms to a normalised tensor, float32,
 `.item()` on both losses. Networks, losses, optimizers, batch and data are the same in both. The machine's limit is what
-the networks' multiplications, counted, would take at the rate of its own matrix products, or, on a GPU, what the bytes
-that the step's operations read and write would take at the rate of its own copies: whichever takes longer.
+the networks' multiplications, counted, would take at the rate of its own matrix products. Beside it, on a GPU, stands
+the rate at which its memory would let the operations of a step run one by one; kernels that are fused, and what stays
+in the caches, can be faster than that.
 """
 
 import argparse
@@ -55,9 +56,8 @@ def endless(loader: DataLoader) -> Iterator[torch.Tensor]:
 def textbook_loop(options: argparse.Namespace, images: gan.Images, device: torch.device) -> Callable[[int], None]:
     """A function that does so many steps of the textbook loop."""
     torch.manual_seed(options.seed)
-    generator, discriminator = (
-        network.to(device) for network in gan.make_networks(options, images.pixels.shape[3], ())
-    )
+    networks = gan.make_networks(options, images.pixels.shape[3], ())
+    generator, discriminator = (network.to(device) for network in networks.values())
     betas = (options.beta1, options.beta2)
     optimizer_g = torch.optim.Adam(generator.parameters(), options.lr_g, betas)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), options.lr_d, betas)
@@ -117,34 +117,42 @@ def flops_of_a_step(options: argparse.Namespace, channels: int, device: torch.de
     """Multiplications and additions of one training step, counted as it runs."""
     run = gan.make_run(options, channels, device, bf16=False)
     with FlopCounterMode(display=False) as counter:
-        gan.train_step(run, gan.blank_batches(options.batch_size, options, channels, device), options)
+        gan.iteration(run, *gan.blank_images(options.batch_size, options, channels, device), options)
     return counter.get_total_flops()
 
 
+WRITE_ONLY = ("zero_", "fill_", "normal_", "uniform_")
+
+
 class CountBytes(TorchDispatchMode):
-    """Adds up the bytes of the tensors that each operation reads and writes; a view moves none."""
+    """Adds up the bytes of the tensors that each operation reads and writes; a view and fresh memory move none."""
 
     total = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if not any(argument.alias_info and not argument.alias_info.is_write for argument in function._schema.arguments):
-            tensors = [part for part in tree_leaves((args, kwargs, result)) if isinstance(part, torch.Tensor)]
-            self.total += sum(tensor.nbytes for tensor in tensors)
+        if not function.is_view and not function.__name__.startswith("empty"):
+            written = [value for value in tree_leaves(result) if isinstance(value, torch.Tensor)]
+            read = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+            if not written:  # in place, on lists: _foreach_mul_, _fused_adam_; their gradients are only read
+                written = read
+            tensors = [*written, *(tensor for tensor in read if function.__name__ not in WRITE_ONLY or not written)]
+            self.total += sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in tensors)
         return result
 
 
 def bytes_of_a_step(options: argparse.Namespace, channels: int, device: torch.device, bf16: bool) -> int:
     """Bytes that the operations of one training step read and write, each on its own, as without fused kernels."""
     run = gan.make_run(options, channels, device, bf16)
-    batches = gan.blank_batches(options.batch_size, options, channels, device)
+    blank = gan.blank_images(options.batch_size, options, channels, device)
+    gan.iteration(run, *blank, options)  # in which the optimizers make their state
     with CountBytes() as counter:
-        gan.train_step(run, batches, options)
+        gan.iteration(run, *blank, options)
     return counter.total
 
 
 def copy_rate(device: torch.device, size: int = 1 << 30) -> float:
-    """Bytes a second that a copy on a GPU reads and writes together, the best of five."""
+    """Bytes a second that a copy on a GPU reads and writes together, the best of six."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target, best = torch.empty_like(source), float("inf")
     for _ in range(6):
@@ -156,8 +164,9 @@ def copy_rate(device: torch.device, size: int = 1 << 30) -> float:
     return 2 * size / best
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """Multiplications and additions a second in a product of two square matrices, the best of five."""
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Multiplications and additions a second in a product of two square matrices, the best of six."""
+    size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(6):
@@ -190,7 +199,7 @@ def compare(batch: int, options: argparse.Namespace, images: gan.Images, device:
     rates: dict[str, list[float]] = {name: [] for name in loops}
     steps = max(2, options.images // batch)
     for steps_of in loops.values():
-        steps_of(max(2, steps // 4))  # warm-up: workers, allocations, kernels chosen
+        steps_of(max(gan.GRAPH_AFTER + 3, steps // 4))  # warm-up, capture: workers, allocations, kernels chosen
     for _ in range(options.rounds):
         for name, steps_of in loops.items():
             rates[name].append(steps * batch / timed(steps_of, steps, device))
@@ -198,8 +207,6 @@ def compare(batch: int, options: argparse.Namespace, images: gan.Images, device:
     flops = flops_of_a_step(settings, channels, device) / batch
     limit = matmul_rate(device, torch.bfloat16 if bf16 else torch.float32) / flops
     moved = bytes_of_a_step(settings, channels, device, bf16) / batch
-    if device.type == "cuda":
-        limit = min(limit, copy_rate(device) / moved)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "batch_size": batch,
@@ -212,6 +219,7 @@ def compare(batch: int, options: argparse.Namespace, images: gan.Images, device:
         "ratio_from_to": [min(ratios), max(ratios)],
         "mflop_per_image": flops / 1e6,
         "mbyte_per_image": moved / 1e6,
+        "memory_images_per_s": copy_rate(device) / moved if device.type == "cuda" else None,
         "limit_images_per_s": limit,
         "share_of_the_limit": medians["own"] / limit,
     }

@@ -127,7 +127,7 @@ CHANGES = [
     ("history/epochs", 5, "its history is not that of a run with these options"),
     ("seen", 10**12, "has seen more images of its epoch than there are"),
     ("step", 10**6, "its history lacks the steps since step"),
-    ("options/replay", 64, "its replay holds other parts"),
+    ("options/replay", 64, "its pools holds other parts"),
     ("history/log", lambda rows: rows[::-1] + rows, "its history is not that of a run with these options"),
     ("history/epochs", lambda rows: [rows[0] | {"diversity": "much"}], "its history is not that of a run"),
     ("history/log", lambda rows: [rows[0] | {"d_loss": torch.inf}], "its history is not that of a run"),

@@ -379,19 +379,20 @@ def history(count, **values):
     ],
 )
 def test_a_warning_comes_once_each_time_a_trouble_begins(loss, values, word):
-    rows, begun = [], []
+    rows, begun, options = [], [], gan.parse_options(["--loss", loss])
     for row in history(6) + history(8, **values) + history(4) + history(8, **values):
         rows.append(row | {"step": 400 * (len(rows) + 1)})
-        new = [trouble for trouble in gan.troubles(rows, loss) if trouble not in gan.troubles(rows[:-1], loss)]
+        before = gan.troubles(rows[:-1], options)
+        new = [trouble for trouble in gan.troubles(rows, options) if trouble not in before]
         begun += [(len(rows), trouble) for trouble in new]
     assert [epoch for epoch, _ in begun] == [9, 21]  # three epochs of 400 steps after 6, and after 18
     assert all(word in trouble for _, trouble in begun)
 
 
 def test_a_run_that_begins_grey_is_not_warned_of():
-    assert not gan.troubles(history(2, diversity=0.01), "ls")
+    assert not gan.troubles(history(2, diversity=0.01), gan.parse_options([]))
     tiny_epochs = [row | {"step": i} for i, row in enumerate(history(300, diversity=0.01))]
-    assert not gan.troubles(tiny_epochs, "ls")
+    assert not gan.troubles(tiny_epochs, gan.parse_options([]))
 
 
 def test_the_warning_is_in_the_table_and_on_the_screen(whole, tmp_path, monkeypatch, capsys):

@@ -28,7 +28,8 @@ def toy_run(*words):
 
 def preset_networks(*words, channels=1, size=28, classes=10):
     options = gan.parse_options(["--image-size", str(size), *words])
-    return gan.make_networks(options, channels, [str(i) for i in range(classes)] if options.conditional else ())
+    names = [str(i) for i in range(classes)] if options.conditional else ()
+    return tuple(gan.make_networks(options, channels, names).values())
 
 
 def real_images(seed=0):
@@ -518,7 +519,7 @@ def test_what_a_resume_may_change(tmp_path, capsys):
     gan.train(options)
     gan.train(gan.parse_options(["--resume", str(out), "--iterations", "11", "--replay", "16"]))
     saved = gan.load_checkpoint(out / "checkpoints/last.pt")
-    assert (saved["step"], saved["replay"]["filled"]) == (11, 16)
+    assert (saved["step"], saved["pools"]["fakes"]["filled"]) == (11, 16)
 
 
 def test_iterations_over_fewer_images_than_the_ds_steps_take(tmp_path):
@@ -578,7 +579,7 @@ def test_resume_is_exact_with_every_stabiliser(tmp_path, words, monkeypatch):
         else:
             assert a == b, where
 
-    for part in ("networks", "average", "optimizers", "rng", "replay"):
+    for part in ("networks", "average", "optimizers", "rng", "pools"):
         compare(whole[part], parts[part], part)
     for table in ("log", "epochs"):
         times = ("images_per_s", "seconds")

@@ -20,7 +20,7 @@ GRADIENTS = """
 import sys, torch
 import rollnumber_04 as gan
 
-with gan.joined_processes(torch.device("cpu")):
+with gan.joined_processes("cpu"):
     options = gan.parse_options(sys.argv[2:])
     run, rank, count = gan.make_run(options, 3, torch.device("cpu"), False), gan.process_rank(), gan.process_count()
     draw = torch.Generator().manual_seed(0)
@@ -120,7 +120,7 @@ def test_a_run_of_two_processes_resumes_exactly_and_with_another_number(data, tm
     whole = gan.load_checkpoint(tmp_path / "whole/checkpoints/last.pt")
     assert (whole["step"], whole["epoch"], len(whole["others"])) == (12, 3, 1)  # 70 images are 4 steps of 2 × 8
     assert not torch.equal(whole["rng"]["noise"], whole["others"][0]["rng"]["noise"])
-    assert not torch.equal(whole["replay"]["images"], whole["others"][0]["replay"]["images"])
+    assert not torch.equal(whole["pools"]["fakes"]["images"], whole["others"][0]["pools"]["fakes"]["images"])
 
     for epochs in (1, 3):
         more = ["--resume"] if epochs == 3 else []
@@ -164,7 +164,7 @@ def test_a_mistake_is_named_once(tmp_path):
     assert err.count("there is no such file or folder") == 1
 
 
-@pytest.mark.parametrize("others", [3, [3], [{"rng": {}}], [{"rng": [], "replay": {}}]])
+@pytest.mark.parametrize("others", [3, [3], [{"rng": {}}], [{"rng": [], "pools": {}}]])
 def test_others_of_the_wrong_kind_are_refused(data, tmp_path, others):
     gan.main([*map(str, words(data, tmp_path / "run", 1)), "--dry-run"])
     path = tmp_path / "run/checkpoints/last.pt"

@@ -40,9 +40,15 @@ def test_a_set_is_decoded_once(cached, monkeypatch):
     assert torch.equal(again.labels, first.labels)
     assert again.classes == first.classes == ("cat", "dog")
     again.pixels[0] = 0  # it can be written to, as what was decoded can
-    monkeypatch.chdir(data.parent)
     with pytest.raises(AssertionError, match="decoded again"):
         gan.load_images(data, cache=False)
+
+
+def test_folders_of_one_name_are_not_taken_for_each_other(cached, tmp_path, monkeypatch):
+    save_all(pictures(12, seed=5), tmp_path / "elsewhere" / "data" / "cat")
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        monkeypatch.chdir(folder)
+        assert torch.equal(gan.load_images("data").pixels, gan.load_images("data", cache=False).pixels)
 
 
 @pytest.mark.parametrize("change", ["content", "time", "name", "new", "size asked for", "damaged"])
@@ -104,12 +110,12 @@ def test_a_cache_that_cannot_be_written_is_a_note(cached, monkeypatch, capsys):
 # ---------------------------------------------------------------------------------------------------- captured steps
 
 
-def trained(device, *words, steps=12):
+def trained(device, *words, steps=12, bf16=False):
     """A run of so many steps on 60 images, two epochs of them begun, and its rows."""
     options = gan.parse_options([*TOY, "--device", str(device), "--seed", "3", "--log-every", "4", *words])
     images = gan.Images(torch.from_numpy(pictures(60)), torch.arange(60) % 2, ("cat", "dog"))
     images = gan.on_device(images, device)
-    run = gan.make_run(options, 3, device, False, images.classes if options.multitask or options.conditional else ())
+    run = gan.make_run(options, 3, device, bf16, images.classes if options.multitask or options.conditional else ())
     run.planned = 20
     rows = []
     while run.step < steps:
@@ -121,13 +127,15 @@ def assert_same(run, other, rtol=0.0, atol=0.0):
     for network, its in zip(run.networks.values(), other.networks.values(), strict=True):
         for weight, of_other in zip(network.parameters(), its.parameters(), strict=True):
             torch.testing.assert_close(weight, of_other, rtol=rtol, atol=atol)
-    torch.testing.assert_close(run.average_g.state_dict(), other.average_g.state_dict(), rtol=rtol, atol=atol)
+    torch.testing.assert_close(
+        run.averages["generator"].state_dict(), other.averages["generator"].state_dict(), rtol=rtol, atol=atol
+    )
     assert (run.step, run.epoch, run.seen) == (other.step, other.epoch, other.seen)
     assert run.ticks.item() == other.ticks.item()
 
 
 def test_captured_steps_are_fed_and_counted_as_plain_ones(monkeypatch):
-    plain, rows = trained(CPU, "--replay", "16", "--instance-noise", "0.2")
+    plain, rows = trained(CPU, "--replay", "40", "--instance-noise", "0.2")
     calls = []
 
     def stand_in(run, images, options):
@@ -143,8 +151,8 @@ def test_captured_steps_are_fed_and_counted_as_plain_ones(monkeypatch):
 
     monkeypatch.setattr(gan, "capture", stand_in)
     monkeypatch.setattr(gan, "why_not_captured", lambda *arguments: "")
-    captured, same_rows = trained(CPU, "--replay", "16", "--instance-noise", "0.2")
-    assert calls == [*range(gan.GRAPH_AFTER, 12)]
+    captured, same_rows = trained(CPU, "--replay", "40", "--instance-noise", "0.2")
+    assert calls == [*range(4 + gan.GRAPH_AFTER, 12)]  # the fifth batch of 8 fills the pool
     assert_same(plain, captured)
     without_speed = [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
     assert without_speed == [{k: v for k, v in row.items() if k != "images_per_s"} for row in same_rows]
@@ -156,12 +164,12 @@ def test_captured_steps_are_fed_and_counted_as_plain_ones(monkeypatch):
 def test_why_steps_are_not_captured(monkeypatch):
     run, _ = trained(CPU, steps=1)
     images = gan.Images(torch.from_numpy(pictures(60)), None, ())
-    assert "no CUDA GPU" in gan.why_not_captured(run, images, gan.parse_options([]))
+    assert "no CUDA GPU" in gan.why_not_captured(run, images)
     run.rng = types.SimpleNamespace(device=torch.device("cuda"))
-    assert "host memory" in gan.why_not_captured(run, images, gan.parse_options([]))
+    assert "host memory" in gan.why_not_captured(run, images)
     monkeypatch.setattr(gan, "process_count", lambda: 2)
     images = types.SimpleNamespace(pixels=types.SimpleNamespace(device=torch.device("cuda")))
-    assert "several processes" in gan.why_not_captured(run, images, gan.parse_options([]))
+    assert "several processes" in gan.why_not_captured(run, images)
 
 
 @pytest.mark.gpu
@@ -177,12 +185,17 @@ def test_why_steps_are_not_captured(monkeypatch):
         "--optimizer adamw",
         "--optimizer rmsprop",
         "--optimizer sgd --lr-g 1e-3 --lr-d 1e-3",
+        "--penalty wgan-gp --loss wgan --norm batch,none",
+        "--arch blocks --upsample nearest --kernel 3 --dropout 0.3",
+        "--compile",
+        "bf16",
     ],
 )
 def test_a_cuda_graph_trains_as_the_plain_loop_does(words):
     device = torch.device("cuda")
-    plain, rows = trained(device, "--no-cuda-graph", *words.split())
-    graph, same_rows = trained(device, *words.split())
+    bf16, words = words == "bf16", words.replace("bf16", "").split()
+    plain, rows = trained(device, "--no-cuda-graph", *words, bf16=bf16)
+    graph, same_rows = trained(device, *words, bf16=bf16)
     assert plain.captured is None
     assert graph.captured is not None
     assert_same(plain, graph, rtol=1e-4, atol=1e-5)

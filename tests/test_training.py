@@ -135,7 +135,7 @@ def test_nothing_is_read_back_inside_a_step(bf16, words):
         batches = [(gan.real_batch(pixels, torch.arange(8), True, run.rng), LABELS.clone())] * options.d_steps
         for _ in range(4):  # a replay pool of two batches is full by then
             measures = gan.train_step(run, batches, options)
-        assert run.replay is None or run.replay.filled == 16
+        assert not run.pools or run.pools["fakes"].filled == 16
         assert measures.shape == (len(run.measures),)
         for read in (measures.tolist, measures[0].item, measures.numpy):
             with pytest.raises(Exception, match=r"(?i)_local_scalar_dense|fake|data_ptr|subclass"):
@@ -145,9 +145,12 @@ def test_nothing_is_read_back_inside_a_step(bf16, words):
 def test_two_optimizers_with_their_own_rates():
     for name in gan.OPTIMIZERS:
         run, options = toy_run("--optimizer", name, "--lr-g", "0.001", "--lr-d", "0.003")
-        assert run.optimizer_g.param_groups[0]["lr"] == 0.001
-        assert run.optimizer_d.param_groups[0]["lr"] == 0.003
-        groups = (run.optimizer_g.param_groups[0]["params"], run.optimizer_d.param_groups[0]["params"])
+        assert run.optimizers["generator"].param_groups[0]["lr"] == 0.001
+        assert run.optimizers["discriminator"].param_groups[0]["lr"] == 0.003
+        groups = (
+            run.optimizers["generator"].param_groups[0]["params"],
+            run.optimizers["discriminator"].param_groups[0]["params"],
+        )
         for group, network in zip(groups, (run.generator, run.discriminator), strict=True):
             assert [id(p) for p in group] == [id(p) for p in network.parameters()]
         before = snapshot(run.generator)
@@ -177,20 +180,22 @@ def test_the_averages_half_life():
         for parameter, value in ((average.weight, 1.0), (average.bias, 1.0), (network.weight, 0), (network.bias, 0)):
             parameter.fill_(value)
     for step in range(1_000_000 // 50, 1_000_000 // 50 + 200):  # far behind the ramp: 200 steps of 50 images
-        gan.update_average(average, network, gan.ema_decay(torch.tensor(step), 50, half_life=5_000))
+        gan.update_average(average, network, gan.ema_share(torch.tensor(step), 50, half_life=5_000))
     assert average.weight.item() == pytest.approx(0.25, rel=1e-3)  # 10,000 images are two half-lives
-    assert gan.ema_decay(torch.tensor(10), 64, half_life=0) == 0
+    assert gan.ema_share(torch.tensor(10), 64, half_life=0) == 1
     # While n images have been seen, the half-life is at most 5 % of n.
-    assert gan.ema_decay(torch.tensor(100), 64, 50_000).item() == pytest.approx(0.5 ** (64 / 320))
+    assert gan.ema_share(torch.tensor(100), 64, 50_000).item() == pytest.approx(1 - 0.5 ** (64 / 320))
 
 
 def test_the_average_holds_batch_norms_statistics_and_follows_the_generator():
     run, options = toy_run("--ema", "0")
-    gan.train_step(run, [(real_images(), None)], options)
-    averaged = run.average_g.state_dict()
+    before = snapshot(run.averages["generator"])
+    gan.iteration(run, *gan.blank_images(8, options, 3, CPU), options)
+    averaged = run.averages["generator"].state_dict()
     for name, tensor in run.generator.state_dict().items():
         if tensor.is_floating_point():
-            assert torch.equal(averaged[name], tensor), name
+            torch.testing.assert_close(averaged[name], tensor, rtol=1e-5, atol=1e-7)
+            assert not torch.equal(averaged[name], before[name]), name
 
 
 def test_an_epoch_visits_every_image_once_in_an_order_of_its_own():

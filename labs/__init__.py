@@ -1,0 +1,1 @@
+"""Further systems, built from the parts of rollnumber_04.py."""

@@ -1,0 +1,543 @@
+"""CycleGAN: translates images of one kind into another, learnt from two sets without pairs (Zhu et al. 2017).
+
+    python -m labs.cyclegan --x data/emojis/Apple --y data/emojis/Windows --iterations 5000
+    python -m labs.cyclegan --x horse2zebra/trainA --y horse2zebra/trainB --preset photo --image-size 256
+    python -m labs.cyclegan --resume --out runs/NAME
+    python -m labs.cyclegan translate MODEL --direction xy IMAGE… | FOLDER --out translated/
+
+A generator turns images x into the other kind, y, another turns y into x. Each has a discriminator that compares its
+images with real ones, and what goes there and back again must be what it was. Run folder, checkpoints, resume and
+interruptions are those of rollnumber_04.py, whose parts these are.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+import rollnumber_04 as gan
+from rollnumber_04 import UserError, say
+
+########################################################################################################################
+#                                                      Networks                                                        #
+########################################################################################################################
+
+NETWORKS = ("xy", "yx", "x", "y")  # G from x to y, G from y to x, D of x, D of y
+STYLES = ("emoji", "photo")
+
+
+class Translator(nn.Module):
+    """Images B×channels×H×W of one kind to images of another, of the same size, both in (-1, 1).
+
+    Encoder, residual blocks, decoder, without a linear layer, so that H and W may be any multiples of 4. "emoji" is the
+    emoji lab's: 5×5 convolutions, batch norm, nearest upsampling (144,448 parameters with width 32 and one block);
+    "photo" that of Zhu et al. (c7s1-64, d128, d256, R256 …, u128, u64, c7s1-3; Johnson et al. 2016): instance norm,
+    reflected borders.
+    """
+
+    def __init__(self, style: str = "emoji", channels: int = 3, width: int = 32, blocks: int = 1):
+        super().__init__()
+        self.architecture = dict(style=style, channels=channels, width=width, blocks=blocks)
+        if style == "emoji":
+            self.layers = nn.Sequential(
+                *gan.conv(channels, width, 5, 2), *gan.finish("batch", width, 0.0),  # 32×16×16
+                *gan.conv(width, 2 * width, 5, 2), *gan.finish("batch", 2 * width, 0.0),  # 64×8×8
+                *(Residual(2 * width, style) for _ in range(blocks)),
+                *gan.upconv(2 * width, width, 5, "nearest"), *gan.finish("batch", width, 0.0),  # 32×16×16
+                *gan.upconv(width, channels, 5, "nearest"), nn.Tanh(),  # 3×32×32
+            )  # fmt: skip
+        else:
+            self.layers = nn.Sequential(
+                nn.ReflectionPad2d(3), nn.Conv2d(channels, width, 7), *instance(width),  # 64×256×256
+                nn.Conv2d(width, 2 * width, 3, 2, 1), *instance(2 * width),  # 128×128×128
+                nn.Conv2d(2 * width, 4 * width, 3, 2, 1), *instance(4 * width),  # 256×64×64
+                *(Residual(4 * width, style) for _ in range(blocks)),
+                nn.ConvTranspose2d(4 * width, 2 * width, 3, 2, 1, 1), *instance(2 * width),  # 128×128×128
+                nn.ConvTranspose2d(2 * width, width, 3, 2, 1, 1), *instance(width),  # 64×256×256
+                nn.ReflectionPad2d(3), nn.Conv2d(width, channels, 7), nn.Tanh(),  # 3×256×256
+            )  # fmt: skip
+        gan.initialise(self, "normal" if style == "emoji" else "dcgan")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+    @torch.no_grad()
+    def translate(self, pixels: np.ndarray | Tensor) -> np.ndarray:
+        """Uint8 images n×H×W×3 to as many of the other kind; sides that are no multiples of 4 are reflected on."""
+        device = next(self.parameters()).device
+        images = gan.to_range(torch.as_tensor(pixels).to(device))
+        height, width = images.shape[2:]
+        more = (0, -width % 4, 0, -height % 4)
+        # Reflection takes no more than the image has; a side of one or two pixels is repeated instead.
+        padded = F.pad(images, more, "reflect" if min(height, width) > 3 else "replicate")
+        return gan.to_uint8(self(padded)[..., :height, :width]).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def instance(features: int) -> list[nn.Module]:
+    """Instance norm without weights (Ulyanov et al. 2016) and a ReLU."""
+    return [nn.InstanceNorm2d(features), nn.ReLU()]
+
+
+class Residual(nn.Module):
+    """B×features×H×W to the same: the images and what convolutions of 3×3 add to them (He et al. 2016).
+
+    One convolution and its norm in the emoji lab's; in Zhu et al.'s two, with a ReLU between.
+    """
+
+    def __init__(self, features: int, style: str):
+        super().__init__()
+        if style == "emoji":
+            self.layers = nn.Sequential(*gan.conv(features, features, 3), nn.BatchNorm2d(features))
+        else:
+            self.layers = nn.Sequential(
+                nn.ReflectionPad2d(1), nn.Conv2d(features, features, 3), *instance(features),
+                nn.ReflectionPad2d(1), nn.Conv2d(features, features, 3), nn.InstanceNorm2d(features),
+            )  # fmt: skip
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + self.layers(images)
+
+
+class PatchDiscriminator(nn.Module):
+    """Images B×channels×H×W to scores B×h×w, each of a patch that it sees; high for real.
+
+    "emoji" is the emoji lab's: 5×5 convolutions of stride 2 with batch norm and ReLU, one score for 32×32. "photo" is
+    the PatchGAN of Isola et al. 2017, whose scores see 70×70 pixels each.
+    """
+
+    def __init__(self, style: str = "emoji", channels: int = 3, width: int = 32):
+        super().__init__()
+        self.architecture = dict(style=style, channels=channels, width=width)
+        if style == "emoji":
+            self.layers = nn.Sequential(
+                *gan.conv(channels, width, 5, 2), *gan.finish("batch", width, 0.0),  # 32×16×16
+                *gan.conv(width, 2 * width, 5, 2), *gan.finish("batch", 2 * width, 0.0),  # 64×8×8
+                *gan.conv(2 * width, 4 * width, 5, 2), *gan.finish("batch", 4 * width, 0.0),  # 128×4×4
+                nn.Conv2d(4 * width, 1, 5, 2, 1, bias=False),  # 1×1×1
+            )  # fmt: skip
+        else:
+            layers, inputs = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)], width  # 64×128×128
+            for outputs, stride in ((2 * width, 2), (4 * width, 2), (8 * width, 1)):  # 128×64×64, 256×32×32, 512×31×31
+                norm = nn.InstanceNorm2d(outputs)
+                layers += [nn.Conv2d(inputs, outputs, 4, stride, 1), norm, nn.LeakyReLU(0.2)]
+                inputs = outputs
+            self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, 1, 4, 1, 1))  # 1×30×30
+        gan.initialise(self, "normal" if style == "emoji" else "dcgan")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)[:, 0]
+
+
+def make_networks(options: argparse.Namespace, channels: int, classes: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """Both translators and both discriminators."""
+    translator = dict(style=options.style, channels=channels, width=options.width_g, blocks=options.blocks)
+    discriminator = dict(style=options.style, channels=channels, width=options.width_d)
+    return {
+        **{name: Translator(**translator) for name in ("xy", "yx")},
+        **{name: PatchDiscriminator(**discriminator) for name in ("x", "y")},
+    }
+
+
+def checked(path: str | Path, name: str, architecture: Any) -> dict[str, Any]:
+    """What a file says of a network, if it is one that can be made here. Raises UserError."""
+    limits = {
+        "style": lambda x: x in STYLES,
+        "channels": lambda x: type(x) is int and x in (1, 3),
+        "width": lambda x: type(x) is int and 1 <= x <= 1024,
+    }
+    if name in ("xy", "yx"):
+        limits["blocks"] = lambda x: type(x) is int and 0 <= x <= 100
+    if not isinstance(architecture, dict) or architecture.keys() != limits.keys():
+        raise UserError(f"{path}: does not say what {name} its weights are of: not a model of CycleGAN")
+    if not all(limits[key](value) for key, value in architecture.items()):
+        raise UserError(f"{path}: its {name} is not one that is made here: {str(architecture)[:200]}")
+    return architecture
+
+
+########################################################################################################################
+#                                                      Training                                                        #
+########################################################################################################################
+
+MEASURES = ("d_loss", "g_loss", "cycle_loss", "identity_loss", "g_xy", "g_yx", "d_x", "d_y")
+
+
+def crops(images: Tensor, size: int, rng: torch.Generator) -> Tensor:
+    """A random square of each image B×C×H×W, B×C×size×size."""
+    if images.shape[2:] == (size, size):
+        return images
+    top, left = (
+        torch.randint(side - size + 1, (len(images), 1), generator=rng, device=rng.device) for side in images.shape[2:]
+    )
+    span = torch.arange(size, device=images.device)
+    rows, columns = (top + span)[:, None, :, None], (left + span)[:, None, None, :]
+    each, channel = (torch.arange(n, device=images.device) for n in images.shape[:2])
+    return images[each[:, None, None, None], channel[:, None, None], rows, columns]
+
+
+def step(run: gan.Run, images: gan.Images, index: Tensor, options: argparse.Namespace) -> Tensor:
+    """One update of both translators, then one of both discriminators; returns MEASURES.
+
+    J(G) = ½·mean((D_y(G(x)) - 1)²) and the same for F, from y to x, plus λ·(mean|F(G(x)) - x| + mean|G(F(y)) - y|),
+    plus λ·λ_identity·(mean|G(y) - y| + mean|F(x) - x|) (Zhu et al. 2017, sections 3 and 5.2). Images x are those of
+    `index`, 1×B; as many y are drawn at random, so that there are no pairs.
+    """
+    size, rng = options.image_size, run.rng
+    other = torch.randint(len(images.other.pixels), index[0].shape, generator=rng, device=rng.device)
+    other = other.to(images.other.pixels.device)
+    x = crops(gan.real_batch(images.pixels, index[0], options.flip, rng), size, rng)
+    y = crops(gan.real_batch(images.other.pixels, other, options.flip, rng), size, rng)
+    set_rates(run, options)
+    g_measures, fakes = translators_step(run, x, y, options)
+    d_measures = discriminators_step(run, {"x": x, "y": y}, fakes)
+    g_loss, cycle, identity, g_xy, g_yx = g_measures
+    d_x, d_y = d_measures
+    return torch.stack([d_x + d_y, g_loss, cycle, identity, g_xy, g_yx, d_x, d_y])
+
+
+def set_rates(run: gan.Run, options: argparse.Namespace) -> None:
+    """With `lr_decay` the rates fall linearly to 0 over the second half of the run."""
+    share = min(1.0, 2 * (1 - run.step / run.planned)) if options.lr_decay else 1.0
+    for name, (_, rate) in RECIPE.trained(options).items():
+        for group in run.optimizers[name].param_groups:
+            group["lr"] = rate * max(0.0, share)
+
+
+def translators_step(
+    run: gan.Run, x: Tensor, y: Tensor, options: argparse.Namespace
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """One update of both translators on images B×C×H×W; returns its measures, and the translations as {"x", "y"}."""
+    xy, yx, of_x, of_y = (run.networks[name] for name in NETWORKS)
+    for discriminator in (of_x, of_y):
+        discriminator.requires_grad_(False)  # the gradient passes through them; their own is not wanted
+    with run.autocast():
+        fake_y, fake_x = xy(x), yx(y)
+        score_y, score_x = of_y(fake_y), of_x(fake_x)
+        back_x, back_y = yx(fake_y), xy(fake_x)
+        same_x, same_y = (yx(x), xy(y)) if options.lambda_identity else (x, y)
+    g_xy, g_yx = (gan.ls_generator_loss(score.float()) for score in (score_y, score_x))
+    cycle = distance(back_x, x) + distance(back_y, y)
+    identity = distance(same_x, x) + distance(same_y, y)
+    total = g_xy + g_yx + options.lambda_cycle * (cycle + options.lambda_identity * identity)
+    gan.update(run, "translators", total)
+    for discriminator in (of_x, of_y):
+        discriminator.requires_grad_(True)
+    measures = tuple(value.detach() for value in (g_xy + g_yx, cycle, identity, g_xy, g_yx))
+    return measures, {"x": fake_x.detach(), "y": fake_y.detach()}
+
+
+def distance(found: Tensor, wanted: Tensor) -> Tensor:
+    """The mean absolute difference of all numbers, in units of the range (-1, 1)."""
+    return (found.float() - wanted.float()).abs().mean()
+
+
+def discriminators_step(run: gan.Run, real: dict[str, Tensor], fakes: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """One update of both discriminators, real and translated images apart; returns the losses of D_x and D_y."""
+    losses = []
+    for name in ("x", "y"):
+        network, fake = run.networks[name], fakes[name]
+        shown, _ = run.pools[name].swap(fake, None, run.rng) if run.pools else (fake, None)
+        with run.autocast():
+            scores = network(real[name]), network(shown)
+        losses.append(gan.ls_discriminator_loss(*(score.float() for score in scores)))
+    gan.update(run, "discriminators", losses[0] + losses[1])
+    return losses[0].detach(), losses[1].detach()
+
+
+########################################################################################################################
+#                                                  Data and pictures                                                   #
+########################################################################################################################
+
+SHOWN = 24  # test images of each kind in a sheet
+
+
+def load(options: argparse.Namespace) -> tuple[gan.Images, gan.Images, str]:
+    """(training images x with `other` y, test images likewise, their fingerprint). Raises UserError."""
+    size = options.load_size or options.image_size
+    train, test = [], []
+    for flag in ("x", "y"):
+        path, its_test = getattr(options, flag), getattr(options, f"{flag}_test")
+        train.append(read(flag, path, "train", size, options))
+        its_test = its_test or test_folder(path)
+        if its_test:
+            test.append(read(f"{flag}-test", its_test, "train", options.image_size, options))
+            continue
+        try:
+            test.append(read(flag, path, "test", options.image_size, options))
+        except gan.NoTestSplit:
+            some = gan.epoch_order(len(train[-1].pixels), 0, 0)[:SHOWN]
+            test.append(read(flag, path, "train", options.image_size, options, some))
+            say(f"note: --{flag} {path} has no test images; the sheets show training images")
+    names = gan.hashlib.sha256("".join(map(gan.fingerprint, train)).encode()).hexdigest()[:16]
+    least = gan.process_count() * options.batch_size
+    if len(train[0].pixels) < least:
+        raise UserError(f"--batch-size {options.batch_size}: more than the {len(train[0].pixels)} images of --x")
+    return replace(train[0], other=train[1]), replace(test[0], other=test[1]), names
+
+
+def read(
+    flag: str, path: Path, split: str, size: int, options: argparse.Namespace, some: Tensor | None = None
+) -> gan.Images:
+    """The images of a flag, colour, without labels, or `some` of them; complaints name the flag."""
+    try:
+        source = gan.find_source(path, split)
+        if some is not None:
+            source = replace(source, items=[source.items[i] for i in some.tolist()], labels=None)
+        images = gan.decode_source(source, size, options.skip_unreadable, options.cache)
+    except UserError as error:
+        raise type(error)(str(error).replace("--data", f"--{flag}"), error.status) from None
+    return gan.Images(gan.with_channels(images, 3).pixels.contiguous(), None, ())
+
+
+def test_folder(path: Path) -> Path | None:
+    """The folder of test images beside one of training images: Test_Apple beside Apple, testA beside trainA."""
+    for name in (f"Test_{path.name}", re.sub("^train", "test", path.name)):
+        if name != path.name and path.with_name(name).is_dir():
+            return path.with_name(name)
+    return None
+
+
+def there_and_back(run: gan.Run, there: str, back: str, pixels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Translations of images uint8 n×H×W×3, and what becomes of these on the way back."""
+    translated = run.averages[there].translate(pixels)
+    return translated, run.averages[back].translate(translated)
+
+
+def look(run: gan.Run, images: gan.Images, validation: gan.Images, fid: None, options: argparse.Namespace) -> gan.Look:
+    """Both directions' test images, translated and back again, and how far from where they came from they end."""
+    shown, distances = {}, []
+    for name, there, back, part in (("x_to_y", "xy", "yx", validation), ("y_to_x", "yx", "xy", validation.other)):
+        pixels = part.pixels[:SHOWN]
+        translated, returned = there_and_back(run, there, back, pixels)
+        shown[name] = np.stack([pixels.cpu().numpy(), translated, returned], 1)
+        distances.append(np.abs(returned.astype(np.float32) - pixels.cpu().numpy()).mean() / 127.5)
+    return gan.Look({"test_cycle": float(np.sum(distances))}, shown)
+
+
+def draw(run: gan.Run, seen: gan.Look, options: argparse.Namespace, log: gan.RunLog, last: bool) -> None:
+    """The curves, and a sheet for each direction: test images, translations and reconstructions side by side."""
+    formulas = {
+        "g_xy": "½·mean((D(G(x)) − 1)²)",
+        "g_yx": "½·mean((D(F(y)) − 1)²)",
+        "d_x": "J(D) of x",
+        "d_y": "J(D) of y",
+        "cycle_loss": "mean L1, both cycles",
+        "identity_loss": "mean L1, both",
+    }
+    for column, formula in formulas.items():
+        if column != "identity_loss" or options.lambda_identity:
+            path = options.out / "plots" / f"{column}.png"
+            gan.plot_curve(run, path, column, column.replace("_", " "), formula)
+    sheets = {name: triples_sheet(images) for name, images in seen.samples.items()}
+    gan.save_sheets(run, sheets, options, log, last)
+
+
+def triples_sheet(triples: np.ndarray, in_a_row: int = 3) -> Image.Image:
+    """Uint8 n×3×H×W×3 as rows of (image, translation, reconstruction), with white between one three and the next."""
+    gap = np.full_like(triples[:, :1], 255)
+    rows = np.concatenate([triples, gap], 1)
+    short = -len(rows) % in_a_row
+    rows = np.concatenate([rows, np.full_like(rows[:short], 255)]) if short else rows
+    flat = rows.reshape(-1, *triples.shape[2:])
+    return gan.sheet(flat, 4 * in_a_row)
+
+
+########################################################################################################################
+#                                                      Commands                                                        #
+########################################################################################################################
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "emoji": dict(image_size=32, batch_size=32, iterations=5000, sample_every=200, lr_g=3e-4, lr_d=3e-4, beta1=0.3),
+    "photo": dict(
+        style="photo", image_size=256, load_size=286, flip=True, batch_size=1, epochs=200, width_g=64, width_d=64,
+        blocks=9, lambda_cycle=10.0, lambda_identity=0.5, pool=50, lr_decay=True, ema=0,
+    ),
+}  # fmt: skip
+SHAPING = dict.fromkeys(("style", "image_size", "width_g", "width_d", "blocks"), "has networks made with")
+OF_MEAN = 46  # λ on the mean L1 of a 3×32×32 image that does what the handout's 0.015 on the summed does: 0.015 · 3072
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of training."""
+    description = "Train a CycleGAN on two sets of images. Another command, with its --help: translate."
+    layout = gan.partial(gan.Help, max_help_position=34, width=120)
+    parser = gan.Parser(prog="labs.cyclegan", description=description, formatter_class=layout, allow_abbrev=False)
+    gan.add_main(parser, PRESETS, least_batch=1)
+    add = parser.add_argument_group("data").add_argument
+    for flag, other in (("x", "y"), ("y", "x")):
+        add(f"--{flag}", type=gan.some_path, metavar="PATH", help=f"images of one kind, to be turned into {other}")
+        add(f"--{flag}-test", type=gan.some_path, metavar="PATH", help="its test images; found beside it if left out")
+    add("--image-size", type=gan.whole(8, 1024), default=32, help="pixels a side in training, a multiple of 4")
+    add("--load-size", type=gan.whole(8, 2048), help="first scaled to this, then cropped at random; none if left out")
+    add("--flip", **gan.SWITCH, help="mirror half of the images")
+    add("--skip-unreadable", action="store_true", help="leave damaged images out instead of stopping")
+    add("--cache", **gan.CACHE)
+    add = parser.add_argument_group("networks").add_argument
+    add("--style", choices=STYLES, default="emoji", help="the emoji lab's networks, or Zhu et al.'s")
+    add("--width-g", type=gan.whole(1, 1024), default=32, help="channels of the translators' first stage")
+    add("--width-d", type=gan.whole(1, 1024), default=32, help="channels of the discriminators' first stage")
+    add("--blocks", type=gan.whole(0, 100), default=1, help="residual blocks of a translator")
+    add = parser.add_argument_group("objective").add_argument
+    add(
+        "--lambda-cycle",
+        type=gan.real(0, 10**6),
+        default=10.0,
+        metavar="W",
+        help="of the cycles' mean L1; the emoji handout's 0.015 is on the L1 summed over 3×32×32 numbers: 46 here",
+    )
+    add(
+        "--lambda-identity",
+        type=gan.real(0, 10**6),
+        default=0.0,
+        metavar="W",
+        help="of mean|G(y) - y|, times the other",
+    )
+    add(
+        "--pool", type=gan.whole(0, 2**16), default=0, metavar="N", help="D sees earlier translations, from a pool of N"
+    )
+    gan.add_optimizers(parser)
+    parser.add_argument("--lr-decay", **gan.SWITCH, help="rates fall to 0 over the second half of the run")
+    parser.add_argument("--ema", type=gan.real(0, 10**9), default=10_000, help="half-life of the averages, in images")
+    gan.add_performance(parser)
+    gan.add_output(parser)
+    return parser
+
+
+def check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Raise UserError for options that do not go together."""
+    for flag in ("x", "y"):
+        if getattr(options, flag) is None:
+            raise UserError(f"--{flag}: is missing; name a folder of images")
+    if options.image_size not in gan.SIZES and options.image_size % 4:
+        raise UserError(f"--image-size {options.image_size}: must be a multiple of 4")
+    if options.load_size and options.load_size < options.image_size:
+        raise UserError(f"--load-size {options.load_size}: is less than --image-size {options.image_size}")
+    if options.style == "photo" and options.image_size < 24:
+        raise UserError(f"--image-size {options.image_size}: --style photo needs 24 or more")
+    if options.d_steps != 1:
+        raise UserError("--d-steps: CycleGAN has one step of the discriminators to one of the translators")
+    if options.pool and options.pool < options.batch_size:
+        raise UserError(f"--pool {options.pool}: must hold at least a batch, --batch-size {options.batch_size}")
+    options.data = options.x  # in which --out must not lie
+    options.cuda_graph = options.cuda_graph and not options.lr_decay  # whose rates a graph would not see change
+
+
+def describe(run: gan.Run, options: argparse.Namespace) -> tuple[str, str, list[str]]:
+    """Networks and objective in words."""
+    counts = [gan.count_parameters(run.networks[name]) for name in ("xy", "x")]
+    networks = "two translators of {:,} and two discriminators of {:,} parameters".format(*counts)
+    objective = f"least squares with {options.lambda_cycle:g} · cycle"
+    if options.lambda_identity:
+        objective += f" and {options.lambda_cycle * options.lambda_identity:g} · identity"
+    return networks, objective, []
+
+
+RECIPE = gan.Recipe(
+    program="-m labs.cyclegan",
+    presets=PRESETS,
+    parser=build_parser,
+    constants=dict(
+        data=None, download=None, split="train", multitask=False, conditional=False, penalty="none",
+        evaluate_every=0, evaluate_samples=0, inception_weights=None, validation_split=None,
+    ),
+    check=check,
+    fixed=SHAPING,
+    load=load,
+    names=NETWORKS,
+    checked=checked,
+    networks=make_networks,
+    trained=lambda o: {"translators": (("xy", "yx"), o.lr_g), "discriminators": (("x", "y"), o.lr_d)},
+    models=lambda o: {"translators": ("xy", "yx")},
+    pools=lambda o: dict.fromkeys(("x", "y"), o.pool) if o.pool else {},
+    measures=lambda o: MEASURES,
+    step=step,
+    measured=lambda o: ("test_cycle",),
+    look=look,
+    draw=draw,
+    troubles=lambda epochs, o: [],
+    describe=describe,
+)  # fmt: skip
+
+
+def load_translator(path: str | Path, direction: str = "xy", device: str | torch.device = "cpu") -> Translator:
+    """The averaged translator "xy" or "yx" of a `.safetensors` model or a checkpoint. Raises UserError."""
+    return gan.load_network(path, direction, device, Translator, checked)
+
+
+def trained_at(path: Path) -> int | None:
+    """The image size that a `.safetensors` model was trained at, if it says so."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            size = json.loads((file.metadata() or {}).get("training", "{}")).get("image_size")
+    except (OSError, ValueError, safetensors.SafetensorError):
+        return None
+    return size if isinstance(size, int) else None
+
+
+def translate(argv: Sequence[str]) -> Path:
+    """The command `translate`: writes a PNG for each image; returns their folder. Raises UserError."""
+    parser = gan.Parser(prog="labs.cyclegan translate", description="Translate images.", allow_abbrev=False)
+    add = parser.add_argument
+    add("model", type=gan.some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
+    add("images", type=gan.some_path, nargs="+", metavar="IMAGE|FOLDER")
+    add("--direction", choices=("xy", "yx"), default="xy", help="from the kind of --x to that of --y, or back")
+    add(
+        "--image-size", type=gan.whole(4, 4096), metavar="N", help="scale the shorter side to N first; none if left out"
+    )
+    add("--out", type=gan.some_path, required=True, metavar="FOLDER", help="a new folder")
+    add("--device", **gan.DEVICE)
+    options = parser.parse_args(argv)
+    device = gan.choose_device(options.device)
+    translator = load_translator(options.model, options.direction, device)
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise UserError(f"--out {options.out}: is there already; name a new folder")
+    gan.check_writable("--out", options.out)
+    files = []
+    for path in options.images:
+        found = gan.image_files(path) if path.is_dir() else [path]
+        if not found:
+            raise UserError(f"{path}: there is no image in this folder")
+        files += found
+    stems = [file.stem for file in files]
+    if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
+        raise UserError(f"{twice}: two images have this name; translate them into folders of their own")
+    size, images = trained_at(options.model), []
+    for file in files:
+        try:
+            image = gan.as_rgb(gan.open_image(file))
+        except Exception as error:  # a decoder may fail in any way on a damaged file
+            raise UserError(f"{file}: {gan.complaint(error)}") from None
+        if options.image_size:
+            share = options.image_size / min(image.size)
+            image = image.resize([max(1, round(side * share)) for side in image.size], Image.Resampling.LANCZOS)
+        images.append(image)
+    if size and not options.image_size and any(min(image.size) > 1.5 * size for image in images):
+        say(f"note: the model has learnt at {size} pixels; --image-size {size} shows it what it knows")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for file, image in zip(files, images, strict=True):
+        (translated,) = translator.translate(np.asarray(image)[None].copy())
+        Image.fromarray(translated).save(options.out / f"{file.stem}.png")
+    say(f"{len(files):,} images translated into {options.out}")
+    return options.out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns its exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] == "translate":
+        return gan.call_command(lambda: translate(argv[1:]), "labs.cyclegan")
+    return gan.call_command(lambda: gan.train(gan.parse_options(argv, RECIPE)), "labs.cyclegan")
+
+
+if __name__ == "__main__":
+    gan.exit_with(main)
