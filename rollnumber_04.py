@@ -245,7 +245,8 @@ def load_images(
     if path is None:
         count, seed = (10_000, 0) if split == "train" else (2_000, 1)
         return draw_shapes(count, checked_size(image_size or 32), seed)
-    return decode_source(find_source(Path(path), split), image_size, skip_unreadable, cache)
+    size = image_size and checked_size(image_size)
+    return decode_source(find_source(Path(path), split), size, skip_unreadable, cache)
 
 
 def find_source(path: Path, split: str) -> Source:
@@ -267,7 +268,7 @@ def decode_source(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Pillow's, of tags that are damaged where the pixels are not
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # a picture that unpacks to gigabytes is damage
-        size = checked_size(image_size or natural_size(source, skip_unreadable))
+        size = image_size or natural_size(source, skip_unreadable)
         name = cache_name(source.items, size) if cache else ""
         kept = load_cached(name) if name else None
         if kept and "pixels" in kept and len(kept["pixels"]) == len(source.items):
@@ -934,7 +935,7 @@ def initialise(network: nn.Module, kind: str) -> None:
             nn.init.orthogonal_(module.weight) if kind == "orthogonal" else nn.init.normal_(module.weight, 0.0, 0.02)
             if module.bias is not None and kind != "normal":
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d) and kind == "dcgan":
+        elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d) and kind == "dcgan" and module.affine:
             nn.init.normal_(module.weight, 1.0, 0.02)
 
 

@@ -188,7 +188,7 @@ def crops(images: Tensor, size: int, rng: torch.Generator) -> Tensor:
 def step(run: gan.Run, images: gan.Images, index: Tensor, options: argparse.Namespace) -> Tensor:
     """One update of both translators, then one of both discriminators; returns MEASURES.
 
-    J(G) = ½·mean((D_y(G(x)) - 1)²) and the same for F, from y to x, plus λ·(mean|F(G(x)) - x| + mean|G(F(y)) - y|),
+    J(G) = mean((D_y(G(x)) - 1)²) and the same for F, from y to x, plus λ·(mean|F(G(x)) - x| + mean|G(F(y)) - y|),
     plus λ·λ_identity·(mean|G(y) - y| + mean|F(x) - x|) (Zhu et al. 2017, sections 3 and 5.2). Images x are those of
     `index`, 1×B; as many y are drawn at random, so that there are no pairs.
     """
@@ -258,6 +258,7 @@ def discriminators_step(run: gan.Run, real: dict[str, Tensor], fakes: dict[str, 
 #                                                  Data and pictures                                                   #
 ########################################################################################################################
 
+LEAST = 24  # pixels a side that both styles' discriminators can score
 SHOWN = 24  # test images of each kind in a sheet
 
 
@@ -327,8 +328,8 @@ def look(run: gan.Run, images: gan.Images, validation: gan.Images, fid: None, op
 def draw(run: gan.Run, seen: gan.Look, options: argparse.Namespace, log: gan.RunLog, last: bool) -> None:
     """The curves, and a sheet for each direction: test images, translations and reconstructions side by side."""
     formulas = {
-        "g_xy": "½·mean((D(G(x)) − 1)²)",
-        "g_yx": "½·mean((D(F(y)) − 1)²)",
+        "g_xy": "mean((D(G(x)) − 1)²)",
+        "g_yx": "mean((D(F(y)) − 1)²)",
         "d_x": "J(D) of x",
         "d_y": "J(D) of y",
         "cycle_loss": "mean L1, both cycles",
@@ -377,10 +378,14 @@ def build_parser() -> argparse.ArgumentParser:
     for flag, other in (("x", "y"), ("y", "x")):
         add(f"--{flag}", type=gan.some_path, metavar="PATH", help=f"images of one kind, to be turned into {other}")
         add(f"--{flag}-test", type=gan.some_path, metavar="PATH", help="its test images; found beside it if left out")
-    add("--image-size", type=gan.whole(8, 1024), default=32, help="pixels a side in training, a multiple of 4")
-    add("--load-size", type=gan.whole(8, 2048), help="first scaled to this, then cropped at random; none if left out")
+    add("--image-size", type=gan.whole(LEAST, 1024), default=32, help="pixels a side in training, a multiple of 4")
+    add(
+        "--load-size",
+        type=gan.whole(LEAST, 2048),
+        help="first scaled to this, then cropped at random; none if left out",
+    )
     add("--flip", **gan.SWITCH, help="mirror half of the images")
-    add("--skip-unreadable", action="store_true", help="leave damaged images out instead of stopping")
+    add("--skip-unreadable", **gan.SWITCH, help="leave damaged images out instead of stopping")
     add("--cache", **gan.CACHE)
     add = parser.add_argument_group("networks").add_argument
     add("--style", choices=STYLES, default="emoji", help="the emoji lab's networks, or Zhu et al.'s")
@@ -418,12 +423,12 @@ def check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     for flag in ("x", "y"):
         if getattr(options, flag) is None:
             raise UserError(f"--{flag}: is missing; name a folder of images")
-    if options.image_size not in gan.SIZES and options.image_size % 4:
+    if options.image_size % 4:
         raise UserError(f"--image-size {options.image_size}: must be a multiple of 4")
     if options.load_size and options.load_size < options.image_size:
         raise UserError(f"--load-size {options.load_size}: is less than --image-size {options.image_size}")
-    if options.style == "photo" and options.image_size < 24:
-        raise UserError(f"--image-size {options.image_size}: --style photo needs 24 or more")
+    if options.image_size < LEAST:
+        raise UserError(f"--image-size {options.image_size}: the discriminators need {LEAST} or more")
     if options.d_steps != 1:
         raise UserError("--d-steps: CycleGAN has one step of the discriminators to one of the translators")
     if options.pool and options.pool < options.batch_size:

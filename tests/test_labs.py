@@ -122,7 +122,7 @@ def test_the_labs_settings():
     emoji, penalised = (gan.parse_options(["--preset", name]) for name in ("emoji-ls", "emoji-ls-gp"))
     assert (emoji.lr_g, emoji.lr_d, emoji.beta1, emoji.beta2) == (3e-4, 6e-4, 0.5, 0.999)
     assert (emoji.batch_size, emoji.iterations, emoji.sample_every, emoji.image_size) == (32, 10_000, 200, 32)
-    assert (penalised.penalty, penalised.lr_g) == ("zero-gp", 3e-5)
+    assert (penalised.penalty, penalised.lr_g, penalised.iterations) == ("zero-gp", 3e-4, 6_000)
     wgan = gan.parse_options(["--preset", "fashion-cwgan-gp"])
     assert (wgan.penalty, wgan.penalty_weight, wgan.d_steps, wgan.norm) == ("wgan-gp", 10, 5, "batch,none")
     assert gan.parse_options(["--preset", "mnist-conv"]).iterations == 10_000

@@ -1,0 +1,313 @@
+"""CycleGAN: the networks' sizes, the losses by hand, the pool, what each step changes, resume, translation."""
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+from conftest import pictures, save_all
+from PIL import Image
+
+import rollnumber_04 as gan
+from labs import cyclegan
+
+CPU = torch.device("cpu")
+TOY = "--image-size 24 --width-g 4 --width-d 4 --batch-size 4 --precision fp32 --device cpu --seed 3 --log-every 3".split()
+
+
+@pytest.fixture
+def domains(tmp_path):
+    """Two kinds of images, 12 and 9 of them, and test images of the first beside it."""
+    save_all(pictures(12, 24), tmp_path / "red")
+    save_all(pictures(9, 24, seed=1), tmp_path / "blue")
+    save_all(pictures(5, 24, seed=2), tmp_path / "Test_red")
+    return ["--x", str(tmp_path / "red"), "--y", str(tmp_path / "blue")]
+
+
+def toy_run(*words):
+    options = cyclegan_options("--x", "a", "--y", "b", *TOY, *words)
+    return gan.make_run(options, 3, CPU, False), options
+
+
+def cyclegan_options(*words) -> argparse.Namespace:
+    return gan.parse_options(words, cyclegan.RECIPE)
+
+
+def images(count=4, size=24, seed=0):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def weights(run, names):
+    return {name: [p.detach().clone() for p in run.networks[name].parameters()] for name in names}
+
+
+def test_the_networks_are_those_of_the_lab_and_of_the_paper():
+    emoji = cyclegan.make_networks(cyclegan_options("--x", "a", "--y", "b"), 3)
+    assert [gan.count_parameters(emoji[name]) for name in ("xy", "yx")] == [144_448] * 2
+    assert emoji["x"](images(2, 32)).shape == (2, 1, 1)
+    photo = cyclegan_options("--x", "a", "--y", "b", "--preset", "photo")
+    networks = cyclegan.make_networks(photo, 3)
+    # Zhu et al.'s, whose instance norm has no weights: 11.4 and 2.8 million.
+    assert gan.count_parameters(networks["xy"]) == 11_378_179
+    assert gan.count_parameters(networks["x"]) == 2_764_737
+    photo.blocks = 6
+    assert gan.count_parameters(cyclegan.make_networks(photo, 3)["xy"]) == 7_837_699
+    assert networks["x"](torch.zeros(1, 3, 256, 256)).shape == (1, 30, 30)
+    # 70×70: a pixel's change reaches a score from 35 pixels off its centre, not from further.
+    image = torch.randn(1, 3, 256, 256).requires_grad_(True)
+    for layer in networks["x"].layers:
+        if isinstance(layer, torch.nn.InstanceNorm2d):
+            layer.forward = lambda maps: maps  # through which each score would depend on all pixels
+    networks["x"](image)[0, 15, 15].backward()
+    rows = image.grad.abs().sum((0, 1, 3)).nonzero().flatten()
+    assert rows[-1] - rows[0] + 1 == 70
+
+
+def test_both_cycles_losses_by_hand():
+    run, options = toy_run("--lambda-cycle", "3", "--lambda-identity", "0.5")
+
+    class Linear(torch.nn.Module):
+        """Multiplies by one number."""
+
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = torch.nn.Parameter(torch.tensor(factor))
+
+        def forward(self, batch):
+            return self.factor * batch
+
+    class Mean(Linear):
+        """A score: one number times the image's mean."""
+
+        def forward(self, batch):
+            return self.factor * batch.mean((1, 2, 3))
+
+    run.networks = {"xy": Linear(2.0), "yx": Linear(0.25), "x": Mean(1.0), "y": Mean(-1.0)}
+    for name, members in (("translators", ("xy", "yx")), ("discriminators", ("x", "y"))):
+        run.optimizers[name] = torch.optim.SGD(gan.parameters_of(run.networks, members), 1.0)
+    x, y = torch.full((2, 3, 4, 4), 0.5), torch.full((2, 3, 4, 4), -1.0)
+    before = {name: network.factor.item() for name, network in run.networks.items()}
+    (g_loss, cycle, identity, g_xy, g_yx), fakes = cyclegan.translators_step(run, x, y, options)
+    # G(x) = 1, D_y says -1: (-1 - 1)² = 4. F(y) = -0.25, D_x says -0.25: 1.25² = 1.5625.
+    assert (g_xy.item(), g_yx.item()) == (4.0, 1.5625)
+    assert g_loss.item() == 5.5625
+    # F(G(x)) = 0.25, off by 0.25; G(F(y)) = -0.5, off by 0.5. G(y) = -2, off by 1; F(x) = 0.125, off by 0.375.
+    assert (cycle.item(), identity.item()) == (0.75, 1.375)
+    # d/dg of (-0.5g - 1)² = 0.5g + 1 at g = 2: 2; cycles: |0.5·g·f - 0.5|, |1 - g·f| with g·f = ½: -0.5f - f;
+    # identity: |g - 1| gives 1. The total: 2 + 3·(-1.5·0.25 + 0.5·1).
+    slope = 2 + 3 * (-1.5 * 0.25 + 0.5)
+    assert run.networks["xy"].factor.item() == pytest.approx(before["xy"] - slope)
+    # d/df of (-f - 1)² = 2·(f + 1) = 2.5; cycles -1.5·g = -3; identity |0.5f - 0.5| gives -0.5.
+    assert run.networks["yx"].factor.item() == pytest.approx(before["yx"] - (2.5 + 3 * (-3 - 0.25)))
+    assert [run.networks[name].factor.item() for name in ("x", "y")] == [before["x"], before["y"]]
+    assert fakes["y"].unique().tolist() == [1.0]
+    assert fakes["x"].unique().tolist() == [-0.25]
+    d_x, d_y = cyclegan.discriminators_step(run, {"x": x, "y": y}, fakes)
+    # D_x: ½·(0.5 - 1)² + ½·0.25²; D_y = -mean: of y 1, ½·0; of its fake -1, ½.
+    assert (d_x.item(), d_y.item()) == (0.125 + 0.03125, 0.5)
+
+
+def test_each_step_changes_its_own_networks_only():
+    run, options = toy_run("--pool", "8")
+    x, y = images(), images(seed=1)
+    for change, keep, step in (
+        (("xy", "yx"), ("x", "y"), lambda: cyclegan.translators_step(run, x, y, options)),
+        (("x", "y"), ("xy", "yx"), lambda: cyclegan.discriminators_step(run, {"x": x, "y": y}, {"x": y, "y": x})),
+    ):
+        changed, kept = weights(run, change), weights(run, keep)
+        step()
+        for name in keep:
+            assert all(map(torch.equal, kept[name], weights(run, [name])[name])), name
+        for name in change:
+            pairs = zip(changed[name], weights(run, change)[name], strict=True)
+            assert not all(torch.equal(old, new) for old, new in pairs), name
+    assert all(parameter.requires_grad for network in run.networks.values() for parameter in network.parameters())
+
+
+def test_the_pool_shows_new_and_old_translations_half_and_half():
+    run, _ = toy_run("--pool", "16")
+    old = 0
+    for number in range(1, 201):
+        seen = []
+        run.networks["x"].register_forward_pre_hook(lambda network, inputs, seen=seen: seen.append(inputs[0].detach()))
+        fakes = {"x": torch.full((4, 3, 24, 24), float(number)), "y": images()}
+        cyclegan.discriminators_step(run, {"x": images(), "y": images()}, fakes)
+        shown = seen[1][:, 0, 0, 0]
+        old += int((shown != number).sum()) if number > 4 else 0
+        run.networks["x"]._forward_pre_hooks.clear()
+    assert old / (4 * 196) == pytest.approx(0.5, abs=0.06)
+
+
+def test_the_rates_fall_over_the_second_half():
+    run, options = toy_run("--lr-decay", "--lr-g", "0.001", "--lr-d", "0.002")
+    run.planned = 100
+    for step, share in ((0, 1), (50, 1), (75, 0.5), (99, 0.02)):
+        run.step = step
+        cyclegan.set_rates(run, options)
+        rates = [run.optimizers[name].param_groups[0]["lr"] for name in ("translators", "discriminators")]
+        assert rates == pytest.approx([0.001 * share, 0.002 * share])
+
+
+def test_crops_are_squares_of_their_images():
+    batch = torch.arange(2 * 3 * 10 * 12).reshape(2, 3, 10, 12).float()
+    rng, places = torch.Generator().manual_seed(0), set()
+    for _ in range(100):
+        cropped = cyclegan.crops(batch, 8, rng)
+        assert cropped.shape == (2, 3, 8, 8)
+        for image, crop in zip(batch, cropped, strict=True):
+            top, left = divmod(int(crop[0, 0, 0] - image[0, 0, 0]), 12)
+            assert torch.equal(crop, image[:, top : top + 8, left : left + 8])
+            places.add((top, left))
+    assert places == {(top, left) for top in range(3) for left in range(5)}
+    assert cyclegan.crops(batch[..., :10], 10, rng) is not None
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+
+def test_a_run_writes_its_folder_and_resumes_exactly(domains, tmp_path, capsys):
+    same = [*TOY, *domains, "--pool", "4", "--flip", "--lr-decay", "--load-size", "26", "--sample-every", "2"]
+    assert cyclegan.main([*same, "--iterations", "6", "--out", str(tmp_path / "whole")]) == 0
+    said = capsys.readouterr().out
+    assert "two translators of" in said
+    assert "--y" in said
+    assert "has no test images" in said
+    out = tmp_path / "whole"
+    for name in ("samples/iteration_000006.png", "samples/y_to_x/iteration_000004.png", "plots/cycle_loss.png"):
+        assert (out / name).is_file(), name
+    assert (out / "log.csv").read_text().splitlines()[0].startswith("step,epoch,d_loss,g_loss,cycle_loss,identity_loss")
+    # 24 pixels are shown as 48, with gaps of 2; rows of three times image, translation, reconstruction and a gap.
+    assert Image.open(out / "samples/iteration_000006.png").size == (12 * 50 + 2, 2 * 50 + 2)
+
+    calls, original = [], cyclegan.step
+
+    class Enough(Exception):
+        """Stands for a crash."""
+
+    def step(run, *arguments):
+        calls.append(run.step)
+        if run.step == 3:
+            raise Enough
+        return original(run, *arguments)
+
+    cyclegan.step = step
+    recipe = gan.replace(cyclegan.RECIPE, step=step)
+    options = gan.parse_options([*same, "--iterations", "6", "--out", str(tmp_path / "parts")], recipe)
+    with pytest.raises(Enough):
+        gan.train(options)
+    cyclegan.step = original
+    assert cyclegan.main(["--resume", "--out", str(tmp_path / "parts")]) == 0
+    whole, parts = (gan.load_checkpoint(tmp_path / name / "checkpoints/last.pt") for name in ("whole", "parts"))
+    assert whole["step"] == parts["step"] == 6
+    for part in ("networks", "average", "optimizers", "pools", "rng"):
+        found, expected = flat(parts[part]), flat(whole[part])
+        assert found.keys() == expected.keys()
+        assert [key for key in found if not torch.equal(found[key], expected[key])] == []
+
+
+def flat(part, name=""):
+    """All tensors of nested dictionaries, by their place."""
+    if isinstance(part, torch.Tensor):
+        return {name: part}
+    items = part.items() if isinstance(part, dict) else ()
+    return {key: value for k, v in items for key, value in flat(v, f"{name}.{k}").items()}
+
+
+def test_it_learns_to_swap_colours(tmp_path):
+    """Red and blue squares on grey: the only thing that differs between the kinds is which channel they are in."""
+    draw = np.random.default_rng(0)
+    for channel, name in ((0, "red"), (2, "blue"), (0, "Test_red"), (2, "Test_blue")):
+        batch = np.full((64, 24, 24, 3), 128, np.uint8)
+        for image in batch:
+            top, left = draw.integers(0, 12, 2)
+            image[top : top + 12, left : left + 12] = 0
+            image[top : top + 12, left : left + 12, channel] = draw.integers(160, 256)
+        save_all(batch, tmp_path / name)
+    words = [*"--image-size 24 --width-g 8 --width-d 8 --batch-size 16 --iterations 150 --seed 1 --device cpu".split()]
+    words += ["--precision", "fp32", "--ema", "0", "--lr-g", "0.002", "--lr-d", "0.002", "--sample-every", "150"]
+    words += ["--x", str(tmp_path / "red"), "--y", str(tmp_path / "blue"), "--out", str(tmp_path / "run")]
+    assert cyclegan.main(words) == 0
+    pixels = gan.load_images(tmp_path / "Test_red", image_size=24).pixels
+    translated = cyclegan.load_translator(tmp_path / "run/translators.safetensors", "xy").translate(pixels)
+    true = pixels.numpy()[..., ::-1].astype(float)  # the same squares in blue
+    before, after = (np.abs(given - true).mean() for given in (pixels.numpy().astype(float), translated))
+    assert after < 0.6 * before
+    square = pixels[..., 0].numpy() != 128
+    assert translated[square][:, 2].mean() > translated[square][:, 0].mean() + 40
+
+
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (32, 64), (45, 31), (256, 200), (3, 5)])
+def test_translate_keeps_the_size_of_each_image(tmp_path, height, width, capsys):
+    networks = {name: cyclegan.Translator(width=4) for name in ("xy", "yx")}
+    gan.save_model(tmp_path / "m.safetensors", networks, {"image_size": 32})
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    save_all(image[None], tmp_path / "in")
+    words = ["translate", str(tmp_path / "m.safetensors"), str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    assert cyclegan.main([*words, "--direction", "yx"]) == 0
+    (file,) = (tmp_path / "out").iterdir()
+    assert Image.open(file).size == (width, height)
+    assert ("--image-size 32" in capsys.readouterr().out) == (min(height, width) > 48)
+    expected = networks["yx"].eval().translate(image[None])[0]
+    assert np.abs(np.asarray(Image.open(file)).astype(int) - expected).max() <= 1
+
+
+def test_photo_networks_train_and_translate(tmp_path):
+    options = cyclegan_options("--x", "a", "--y", "b", "--preset", "photo", "--width-g", "4", "--width-d", "4")
+    options.image_size, options.blocks, options.batch_size = 32, 1, 2
+    run = gan.make_run(options, 3, CPU, False)
+    pair = gan.Images(
+        torch.from_numpy(pictures(4, 36)), None, (), gan.Images(torch.from_numpy(pictures(3, 40)), None, ())
+    )
+    measures = cyclegan.step(run, pair, torch.tensor([[0, 3]]), options)
+    assert measures.isfinite().all()
+    assert measures[3] > 0  # the identity loss
+    assert run.averages["xy"].translate(pictures(1, 30)).shape == (1, 30, 30, 3)
+
+
+def test_mistakes_are_one_sentence(domains, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    for words, said in (
+        (domains[:2], "--y: is missing"),
+        (["--x", str(tmp_path / "nothing"), *domains[2:]], "--x"),
+        ([*domains[:2], "--y", str(tmp_path / "nothing")], "--y"),
+        ([*domains, "--image-size", "30"], "--image-size 30"),
+        ([*domains, "--image-size", "32", "--load-size", "28"], "--load-size 28"),
+        ([*domains, "--d-steps", "2"], "--d-steps"),
+        ([*domains, "--pool", "8"], "--pool 8"),
+        ([*domains, "--image-size", "20"], "--image-size: '20' is not"),
+        ([*domains, "--batch-size", "13"], "--batch-size 13"),
+    ):
+        assert cyclegan.main([*words, *out]) == 2, words
+        message = capsys.readouterr().err
+        assert message.startswith("labs.cyclegan: ")
+        assert said in message
+        assert message.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+    gan.save_model(tmp_path / "g.safetensors", {"generator": gan.Generator(8, width=4)}, {})
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    networks = {name: cyclegan.Translator(width=4) for name in ("xy", "yx")}
+    gan.save_model(tmp_path / "m.safetensors", networks, {})
+    picture = str(tmp_path / "red" / "0001.png")
+    for words, said in (
+        ([str(tmp_path / "g.safetensors"), picture], "holds no xy"),
+        ([str(tmp_path / "m.safetensors"), str(tmp_path / "bad.png")], "bad.png: not an image"),
+        ([str(tmp_path / "m.safetensors"), str(tmp_path / "none.png")], "none.png"),
+        ([str(tmp_path / "m.safetensors"), picture, picture], "two images have this name"),
+    ):
+        assert cyclegan.main(["translate", *words, *out]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+    assert cyclegan.main(["translate", str(tmp_path / "m.safetensors"), picture, "--out", str(tmp_path)]) == 2
+
+
+def test_a_resumed_run_keeps_its_networks(domains, tmp_path, capsys):
+    same = [*TOY, *domains, "--iterations", "2", "--out", str(tmp_path / "run")]
+    assert cyclegan.main(same) == 0
+    capsys.readouterr()
+    assert cyclegan.main(["--resume", "--out", str(tmp_path / "run"), "--width-g", "8"]) == 2
+    assert "--width-g 8: the checkpoint" in capsys.readouterr().err
+    assert cyclegan.main(["--resume", "--out", str(tmp_path / "run"), "--iterations", "3", "--lambda-cycle", "2"]) == 0
+    assert "--lambda-cycle" in capsys.readouterr().out
+    assert gan.load_checkpoint(tmp_path / "run/checkpoints/last.pt")["step"] == 3
+    # A checkpoint of this script's own is no CycleGAN's.
+    assert gan.main(["--resume", "--out", str(tmp_path / "run"), "--iterations", "4"]) == 2
