@@ -6,6 +6,7 @@
     python rollnumber_04.py --data ./cifar10 --multitask       # the discriminator also tells the classes
     python rollnumber_04.py --data MNIST --preset mnist-bce    # another lab's GAN; --help lists them
     python rollnumber_04.py --resume --out runs/NAME           # go on where the last checkpoint stopped
+    torchrun --nproc-per-node 4 rollnumber_04.py --data ...    # several GPUs, or --device cpu, train one run together
     python rollnumber_04.py generate MODEL --count 64 --seed 0 [--label cat] --out samples.png | samples.npz | folder/
     python rollnumber_04.py interpolate MODEL --out path.png | path.gif
     python rollnumber_04.py classify MODEL IMAGE… | FOLDER     # with the discriminator of a run with --multitask
