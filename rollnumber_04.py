@@ -1293,11 +1293,13 @@ def joined_processes(name: str) -> Iterator[torch.device]:
     With several GPUs each process takes its own. Raises UserError for a device that there is not.
     """
     together = is_launched() and os.environ["WORLD_SIZE"] != "1"
-    if together and name in ("auto", "cuda") and torch.cuda.is_available():
+    if together and name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if together and name == "cuda" and torch.cuda.is_available():
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
             raise UserError(f"--device {name}: {torch.cuda.device_count()} GPUs are too few for as many processes")
         name = f"cuda:{os.environ['LOCAL_RANK']}"
-    elif together and name != "cpu":
+    elif together and name not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: processes together take a GPU of NVIDIA's each (cuda), or the cpu")
     device = choose_device(name)
     if device.type == "cuda":
@@ -1395,9 +1397,7 @@ class Recipe:
     program: str  # how it is called
     presets: dict[str, dict[str, Any]]
     parser: Callable[[], argparse.ArgumentParser]
-    check: Callable[
-        [argparse.Namespace, argparse.ArgumentParser], None
-    ]  # raises UserError for what does not go together
+    check: Callable[[argparse.Namespace, argparse.ArgumentParser], None]  # UserError for what does not go together
     fixed: dict[str, str]  # options that a resumed run cannot change, and what of the checkpoint depends on them
     load: Callable[[argparse.Namespace], tuple[Images, Images | None, str]]  # training set, validation set, fingerprint
     constants: dict[str, Any]  # options that others have and this one does not

@@ -8,6 +8,7 @@ A run's folder is runs/report/<experiment>/<run>. One that was interrupted is re
 
 import argparse
 import csv
+import importlib
 import json
 import os
 import platform
@@ -32,9 +33,18 @@ RUNS = ROOT / "runs" / "report"
 TAIL = 10  # epochs at a run's end whose mean is its result: single epochs swing
 
 
-def script(*words: str | Path, **options: Any) -> subprocess.Popen:
-    """Start rollnumber_04.py in the project's root, where the experiments' paths begin."""
-    return subprocess.Popen([sys.executable, "rollnumber_04.py", *map(str, words)], cwd=ROOT, **options)
+def program(command: str) -> tuple[list[str], gan.Recipe, list[str]]:
+    """What an experiment's command starts, its recipe, and its options: a lab's begins with `labs.NAME`."""
+    words = shlex.split(command)
+    if words and words[0].startswith("labs."):
+        return ["-m", words[0]], importlib.import_module(words[0]).RECIPE, words[1:]
+    return ["rollnumber_04.py"], gan.GAN, words
+
+
+def parsed(command: str) -> argparse.Namespace:
+    """The options of an experiment's command."""
+    _, recipe, words = program(command)
+    return gan.parse_options(words, recipe)
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
@@ -48,12 +58,14 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 def complete(out: Path, words: str, deadline: float) -> None:
     """Bring a run to its end, from where it is; raises SystemExit if it fails or the time is up."""
     if (out / "epochs.csv").exists():
-        rows, options = read_rows(out / "epochs.csv"), gan.parse_options(shlex.split(words))
+        rows, options = read_rows(out / "epochs.csv"), parsed(words)
         unit, asked = ("step", options.iterations) if options.iterations else ("epoch", options.epochs)
         if rows and rows[-1][unit] >= asked:
             return
     begun = (out / "checkpoints" / "last.pt").exists()
-    process = script(*(["--resume"] if begun else shlex.split(words)), "--out", out)
+    start, _, given = program(words)
+    line = [sys.executable, *start, *(["--resume"] if begun else given), "--out", str(out)]
+    process = subprocess.Popen(line, cwd=ROOT)  # where the experiments' paths begin
     try:
         status = process.wait(None if deadline == np.inf else max(0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -67,7 +79,8 @@ def complete(out: Path, words: str, deadline: float) -> None:
 def measure(out: Path, words: str) -> dict[str, Any]:
     """A run's result: means over its last epochs, its best validation epoch, its seed, machine, versions and time."""
     options = json.loads((out / "options.json").read_text(encoding="utf-8"))
-    asked = gan.plain(gan.parse_options(shlex.split(words)))
+    asked = gan.plain(parsed(words))
+    del asked["preset"]  # a name for defaults: the options themselves are compared
     asked |= {name: options[name] for name in ("image_size", "precision", "batch_size") if name not in words}
     if changed := [name for name, value in asked.items() if options.get(name, value) != value]:
         sys.exit(
@@ -138,7 +151,7 @@ def run(name: str, experiment: dict[str, Any], everything: dict[str, Any], deadl
         complete(out, experiment["runs"][run_name], deadline)
     facts = {
         run_name: {
-            "command": f"python rollnumber_04.py {experiment['runs'][run_name]}",
+            "command": shlex.join(["python", *(start := program(experiment["runs"][run_name]))[0], *start[2]]),
             **measure(out, experiment["runs"][run_name]),
         }
         for run_name, out in outs.items()

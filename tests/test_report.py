@@ -21,7 +21,7 @@ def test_every_experiment_can_be_run():
     for experiment in experiments.values():
         assert experiment["question"].endswith("?")
         for words in experiment["runs"].values():
-            options = gan.parse_options(shlex.split(words))
+            options = report.parsed(words)
             assert max(experiment["sheets"]) <= (options.iterations or options.epochs)
             assert not options.iterations or all(number % options.sample_every == 0 for number in experiment["sheets"])
         if "judge" in experiment:
