@@ -1395,10 +1395,12 @@ class Recipe:
     """
 
     program: str  # how it is called
+    least_batch: int
     presets: dict[str, dict[str, Any]]
     parser: Callable[[], argparse.ArgumentParser]
     check: Callable[[argparse.Namespace, argparse.ArgumentParser], None]  # UserError for what does not go together
     fixed: dict[str, str]  # options that a resumed run cannot change, and what of the checkpoint depends on them
+    folders: Callable[[argparse.Namespace], Sequence[Path | None]]  # of data, in which no run may be written
     load: Callable[[argparse.Namespace], tuple[Images, Images | None, str]]  # training set, validation set, fingerprint
     constants: dict[str, Any]  # options that others have and this one does not
     names: Sequence[str]  # of the networks
@@ -1407,6 +1409,7 @@ class Recipe:
     trained: Callable[[argparse.Namespace], dict[str, tuple[Sequence[str], float]]]  # optimizers: networks, rate
     models: Callable[[argparse.Namespace], dict[str, Sequence[str]]]  # files: networks, whose moving average is kept
     pools: Callable[[argparse.Namespace], dict[str, int]]  # of earlier generated images, and how many they hold
+    rates_change: Callable[[argparse.Namespace], bool]  # from step to step
     measures: Callable[[argparse.Namespace], tuple[str, ...]]  # of a step
     step: Callable[["Run", Images, Tensor, argparse.Namespace], Tensor]  # an iteration; its measures
     measured: Callable[[argparse.Namespace], tuple[str, ...]]  # what `look` finds
@@ -1714,7 +1717,8 @@ def bf16_pays(options: argparse.Namespace, channels: int, device: torch.device, 
     size = options.image_size
     count = max(2, min(64, 2**16 // size**2))
     images, index = blank_images(count, options, channels, device)
-    options = argparse.Namespace(**vars(options) | {"replay": 0})  # whose pool may be larger than these batches
+    without_pools = replace(options.recipe, pools=lambda options: {})  # which may be smaller than these batches
+    options = argparse.Namespace(**vars(options) | {"recipe": without_pools})
     runs = {bf16: make_run(options, channels, device, bf16, classes) for bf16 in (True, False)}
     seconds = {True: [], False: []}
     for attempt in range(8):
@@ -1762,12 +1766,14 @@ def iteration(run: Run, images: Images, index: Tensor, options: argparse.Namespa
     run.finite += run.totals.isfinite()
 
 
-def why_not_captured(run: Run, images: Images) -> str:
+def why_not_captured(run: Run, images: Images, options: argparse.Namespace) -> str:
     """Why an iteration cannot be a CUDA graph; "" if it can."""
+    sets = [part for part in (images, images.other) if part]
     reasons = {
         "there is no CUDA GPU": run.rng.device.type != "cuda",
-        "the data is in host memory": images.pixels.device.type != run.rng.device.type,
+        "the data is in host memory": any(part.pixels.device.type != run.rng.device.type for part in sets),
         "several processes share the work": process_count() > 1,
+        "the learning rates change": options.recipe.rates_change(options),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
@@ -1802,7 +1808,7 @@ def train_leg(
     device, order, count = run.rng.device, None, len(images.pixels)
     batch, together, rank = options.batch_size, options.batch_size * process_count(), process_rank()
     at_once = device.type == "cpu" and process_count() == 1  # whether the measures are looked at after each step
-    may_capture = options.cuda_graph and not why_not_captured(run, images)
+    may_capture = options.cuda_graph and not why_not_captured(run, images, options)
     began, timed = time.perf_counter(), 0
     for done in range(steps):
         # To agree on it is a message, on a GPU also a wait.
@@ -1908,8 +1914,9 @@ class RunLog:
         self.run.epochs.append(row)
         self.epochs.writerow(row)
         self.files[1].flush()
-        for column in TAGS.keys() & {name for name, value in row.items() if value != ""}:
-            self.board.add_scalar(TAGS[column], row[column], row["step"])
+        for column in self.run.measured:
+            if row[column] != "":
+                self.board.add_scalar(TAGS.get(column, f"validation/{column}"), row[column], row["step"])
 
     def add_picture(self, name: str, picture: Image.Image) -> None:
         """Show a picture in TensorBoard."""
@@ -1936,8 +1943,8 @@ def epoch_row(run: Run, measured: dict[str, float], options: argparse.Namespace)
     row = {"epoch": run.epoch + (run.seen > 0), "step": run.step, **means, **measured}
     seen = (run.step - before) * images_of_step(options)
     row |= {"images_per_s": seen / run.seconds, "seconds": run.seconds}
-    before = options.recipe.troubles(run.epochs, options)
-    begun = [trouble for trouble in options.recipe.troubles([*run.epochs, row], options) if trouble not in before]
+    known = options.recipe.troubles(run.epochs, options)
+    begun = [trouble for trouble in options.recipe.troubles([*run.epochs, row], options) if trouble not in known]
     return row | {"warning": "; ".join(begun)}
 
 
@@ -2029,7 +2036,7 @@ class Look:
     """What a run is looked at with at the end of a leg: its numbers for epochs.csv, and what is drawn of it."""
 
     measured: dict[str, Any]
-    samples: np.ndarray
+    samples: Any
     confusion: np.ndarray | None = None
 
 
@@ -2245,14 +2252,17 @@ FIXED_OPTIONS = {  # that a resumed run cannot change, and what of the checkpoin
 }
 
 
-def refuse_folder(out: Path, data: Path | None) -> None:
+def refuse_folder(out: Path, data: Sequence[Path | None]) -> None:
     """Raise UserError if `out` cannot be a new run's folder: not empty, not a folder, not writable, among the data."""
     begun = os.path.isfile(out / ".lock") and not holds_checkpoint(out)  # by a run that was killed before it saved
     if os.path.isdir(out) and os.listdir(out) and not begun:
         raise UserError(f"--out {out}: already holds a run or other files; name a new folder, or --resume to go on")
     check_writable("--out", out)
-    if data and os.path.isdir(data) and out.resolve().is_relative_to(data.resolve()):
-        raise UserError(f"--out {out}: lies inside the data, {data}, whose images it would join; name another folder")
+    for folder in data:
+        if folder and os.path.isdir(folder) and out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"--out {out}: lies inside the data, {folder}, whose images it would join; name another folder"
+            )
 
 
 def check_writable(flag: str, path: Path) -> None:
@@ -2331,7 +2341,7 @@ def save_run(run: Run, options: argparse.Namespace, facts: dict[str, Any], keep:
     torch.save(
         {"format": CHECKPOINT_FORMAT, "options": facts, "architecture": architecture, **state, "others": others}, stream
     )
-    passed_on = ("loss", "seed", "batch_size", "data_fingerprint", "versions")
+    passed_on = ("loss", "seed", "image_size", "batch_size", "data_fingerprint", "versions")
     training = {"epoch": run.epoch, "step": run.step} | {name: facts[name] for name in passed_on if name in facts}
     for file, names in models.items():
         save_model(out / f"{file}.safetensors", {name: run.averages[name] for name in names}, training)
@@ -2353,8 +2363,8 @@ def default_rng(device: torch.device) -> tuple[Callable[[], Tensor], Callable[[T
     return module.get_rng_state, module.set_rng_state
 
 
-def save_model(path: Path, networks: dict[str, Generator | Discriminator], training: dict[str, Any]) -> None:
-    """Write networks ("generator", "discriminator") as `.safetensors`, with what it takes to rebuild them."""
+def save_model(path: Path, networks: dict[str, nn.Module], training: dict[str, Any]) -> None:
+    """Write networks by their names as `.safetensors`, with what it takes to rebuild them."""
     architecture = {name: network.architecture for name, network in networks.items()}
     metadata = {"format": MODEL_FORMAT, "architecture": json.dumps(architecture), "training": json.dumps(training)}
     weights = {f"{name}.{key}": t.contiguous() for name, n in networks.items() for key, t in n.state_dict().items()}
@@ -2412,11 +2422,12 @@ def check_checkpoint(saved: dict[str, Any], path: Path, options: argparse.Namesp
     """Raise UserError unless a checkpoint holds a run of its own options, before anything of its size is built."""
     recipe = options.recipe
     of = {name: recipe.checked(path, name, saved["architecture"].get(name)) for name in recipe.names}
+    if any(architecture.get("image_size", options.image_size) != options.image_size for architecture in of.values()):
+        raise UserError(f"{path}: its networks are not for --image-size {options.image_size}")
     channels = max(architecture["channels"] for architecture in of.values())
-    labelled = options.multitask or options.conditional
-    classes = max((architecture.get("classes", []) for architecture in of.values()), key=len) if labelled else ()
-    if options.image_size not in SIZES:
-        raise UserError(f"{path}: its options are wrong: --image-size {options.image_size}")
+    # A conditional G and D have the same classes; with a head only D has any.
+    classes = max((architecture.get("classes", []) for architecture in of.values()), key=len)
+    classes = classes if options.multitask or options.conditional else ()
     with torch.device("meta"):  # shapes without memory
         networks = recipe.networks(options, channels, classes)
         states = {name: network.state_dict() for name, network in networks.items()}
@@ -2463,8 +2474,8 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
             raise UserError(
                 f"{options.resume}: its classes are not those of the data, {', '.join(now['classes'])}"[:300]
             )
-        if was["channels"] != now["channels"]:
-            found = f"its images have {was['channels']} channels, those of the data {now['channels']}"
+        if was.get("channels") != now["channels"]:
+            found = f"its images have {was.get('channels')} channels, those of the data {now['channels']}"
             raise UserError(f"{options.resume}: {found}")
     for name, network in run.networks.items():
         network.load_state_dict(saved["networks"][name])
@@ -2502,23 +2513,21 @@ def restore_own(run: Run, saved: dict[str, Any], options: argparse.Namespace) ->
     own = own[rank] if rank < len(own) else {}
     wrong, classes = "", max((len(n.architecture.get("classes", ())) for n in run.networks.values()), default=0)
     for name, pool in run.pools.items() if own else ():
-        kept = own["pools"].get(name)
-        if (
-            isinstance(kept, dict)
-            and isinstance(kept.get("images"), Tensor)
-            and len(kept["images"]) == len(pool.images)
-        ):
+        if name in saved["pools"] and len(saved["pools"][name]["images"]) == len(pool.images):  # else it begins empty
+            kept = own["pools"].get(name)
             if wrong := difference(kept, vars(pool), f"pools.{name}"):
                 break
             pool.images.copy_(kept["images"])
             pool.labels.copy_(kept["labels"].clamp(0, max(0, classes - 1)))
             pool.filled = min(max(0, kept["filled"]), len(pool.images))
+    if wrong:
+        raise UserError(f"{options.resume}: {wrong}")
     if not own or own["rng"].get("device") != run.rng.device.type:
         run.rng.manual_seed(options.seed + 1 + run.step + RANK_STRIDE * rank)
         if own:
             say("note: the checkpoint is from another kind of device; the noise goes on from another state")
         return
-    wrong = wrong or difference(own["rng"], expected["rng"], "rng")
+    wrong = difference(own["rng"], expected["rng"], "rng")
     try:
         if not wrong:
             run.rng.set_state(own["rng"]["noise"])
@@ -2594,7 +2603,7 @@ def load_network(
     device: str | torch.device = "cpu",
     kind: type[nn.Module] | None = None,
     checked: Callable[[str | Path, str, Any], dict[str, Any]] = checked_architecture,
-) -> Generator | Discriminator:
+) -> nn.Module:
     """The "generator" or "discriminator" of a `.safetensors` model or a checkpoint: its average, if there is one.
 
     A network of another program is of another `kind`, what the file says of it `checked` by that program. Raises
@@ -2905,15 +2914,15 @@ def add_main(parser: argparse.ArgumentParser, presets: dict[str, dict[str, Any]]
     add("--dry-run", action="store_true", help="one real step, every file written")
 
 
-def add_optimizers(parser: argparse.ArgumentParser) -> None:
-    """Optimizers and rates."""
+def add_optimizers(parser: argparse.ArgumentParser) -> Callable[..., Any]:
+    """Optimizers and rates; returns what adds to their group."""
     add = parser.add_argument_group("optimizers").add_argument
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="one for G and one for D")
     add("--lr-g", type=real(0, 10, True), default=2e-4, help="learning rate of G")
     add("--lr-d", type=real(0, 10, True), default=2e-4, help="learning rate of D")
     add("--beta1", type=real(0, 0.9999), default=0.5, help="Adam's first decay; sgd's momentum")
     add("--beta2", type=real(0, 0.999999), default=0.999, help="Adam's second decay")
-    add("--d-steps", type=whole(1, 100), default=1, help="steps of D, a new batch each, to one of G")
+    return add
 
 
 def add_performance(parser: argparse.ArgumentParser) -> None:
@@ -3050,7 +3059,8 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
         help="of the training images, held out for validation; if left out, the test images, or 0.1 without them",
     )
 
-    add_optimizers(parser)
+    add = add_optimizers(parser)
+    add("--d-steps", type=whole(1, 100), default=1, help="steps of D, a new batch each, to one of G")
     add = parser.add_argument_group("stabilisers").add_argument
     add("--label-smoothing", type=real(0, 0.5), default=0.0, metavar="S", help="D's target for real images is 1 - S")
     add(
@@ -3091,6 +3101,9 @@ def parse_options(argv: Sequence[str] = (), recipe: Recipe | None = None) -> arg
         count_in(options, given, "iterations" in preset)
     else:
         options = resumed_options(parser, given, argv)
+    for flag, every in (("--save-every", options.save_every), ("--evaluate-every", options.evaluate_every)):
+        if options.iterations and every % options.sample_every:
+            raise UserError(f"{flag} {every}: must be a multiple of --sample-every {options.sample_every}")
     recipe.check(options, parser)
     if options.seed is None:
         options.seed = secrets.randbelow(2**31)
@@ -3128,9 +3141,6 @@ def check_together(options: argparse.Namespace, parser: argparse.ArgumentParser)
         raise UserError("--compile: not with --penalty: torch.compile does not take the gradient of a gradient")
     if options.label_smoothing and options.loss not in SMOOTHABLE:
         raise UserError(f"--label-smoothing: --loss {options.loss} has no target for real images; ls and bce have")
-    for flag, every in (("--save-every", options.save_every), ("--evaluate-every", options.evaluate_every)):
-        if options.iterations and every % options.sample_every:
-            raise UserError(f"{flag} {every}: must be a multiple of --sample-every {options.sample_every}")
     if options.replay and options.replay < options.batch_size:
         raise UserError(f"--replay {options.replay}: must hold at least a batch, --batch-size {options.batch_size}")
 
@@ -3235,12 +3245,18 @@ def load_data(options: argparse.Namespace) -> tuple[Images, Images | None, str]:
     if count < fewest:
         needed = f"{fewest} images" + " (--d-steps)" * (options.d_steps > 1)
         raise UserError(f"--data {options.data}: training needs at least {needed}, found {count}")
+    lower_batch(options, count)
+    return images, validation, data_fingerprint
+
+
+def lower_batch(options: argparse.Namespace, count: int) -> None:
+    """Lower `batch_size` to what the images suffice for, with a note."""
     if images_of_step(options) > count:
         most = count // (options.d_steps * process_count())
         times = f" times --d-steps {options.d_steps}" if options.d_steps > 1 else ""
+        times += f" times {process_count()} processes" if process_count() > 1 else ""
         say(f"note: --batch-size {options.batch_size}{times} is more than the {count} images; using {most}")
         options.batch_size = most
-    return images, validation, data_fingerprint
 
 
 def describe(run: Run, options: argparse.Namespace) -> tuple[str, str, list[str]]:
@@ -3263,10 +3279,12 @@ def describe(run: Run, options: argparse.Namespace) -> tuple[str, str, list[str]
 
 GAN = Recipe(
     program="rollnumber_04.py",
+    least_batch=2,
     presets=PRESETS,
     parser=build_parser,
     check=check_together,
     fixed=FIXED_OPTIONS,
+    folders=lambda o: [o.data],
     load=load_data,
     constants={},
     names=(*NETWORKS,),
@@ -3275,6 +3293,7 @@ GAN = Recipe(
     trained=lambda o: {"generator": (("generator",), o.lr_g), "discriminator": (("discriminator",), o.lr_d)},
     models=lambda o: {name: (name,) for name in ("generator", *(["discriminator"] if o.multitask else []))},
     pools=lambda o: {"fakes": o.replay} if o.replay else {},
+    rates_change=lambda o: False,
     measures=measures_of,
     step=gan_step,
     measured=lambda o: (*(VALIDATION_MEASURES if o.multitask else ()), "diversity", "fid"),
@@ -3304,7 +3323,7 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
         return options.out
     is_new = not saved or options.resume.parent.parent.resolve() != options.out.resolve()
     if is_new and not is_follower():
-        refuse_folder(options.out, options.data)
+        refuse_folder(options.out, options.recipe.folders(options))
     if options.download:
         fetched = download(options.download, options.data or Path("data")) if not is_follower() else None
         options.data = shared(fetched)
@@ -3530,11 +3549,11 @@ def too_little_memory(
     said = f"--batch-size {options.batch_size}: not enough memory on {device}"
     if process_count() > 1:  # whose steps are done together
         return said
-    batch = options.batch_size // 2
-    while batch >= 2 and not step_fits(batch, options, channels, device, bf16, classes):
+    batch, least = options.batch_size // 2, options.recipe.least_batch
+    while batch >= least and not step_fits(batch, options, channels, device, bf16, classes):
         batch //= 2
-    if batch < 2:
-        return f"{said}; no smaller one fits either: lower --image-size, --replay or --width-*"
+    if batch < least:
+        return f"{said}; no smaller one fits either: lower --image-size or --width-*"
     return f"{said}; {batch} fits; {what_is_saved(options)} --batch-size {batch}"
 
 
@@ -3567,14 +3586,16 @@ def announce(
     times = f"{process_count()} × " if process_count() > 1 else ""
     how = f"{facts['precision']}{', compiled' if options.compile else ''}"
     if options.cuda_graph and run.rng.device.type == "cuda":
-        reason = why_not_captured(run, images)
+        reason = why_not_captured(run, images, options)
         how += f", no CUDA graph: {reason}" if reason else ", steps as a CUDA graph"
     say(f"device     {times}{facts['device_name']}, {how}, torch {facts['versions']['torch']}")
-    for where, part in ((options.data or "shapes", images), *([("and", images.other)] if images.other else [])):
-        say(f"data       {where}: {len(part.pixels):,} {kind}")
+    flags = [name for name in ("data", "x", "y") if name in facts]
+    for flag, part in zip(flags, (images, images.other), strict=False):
+        say(f"data       {facts[flag] or 'shapes'}: {len(part.pixels):,} {kind}")
     if validation:
         source = "images held out" if facts.get("validation_split") else "test images"
-        say(f"validation {len(validation.pixels):,} {source}")
+        both = f" and {len(validation.other.pixels):,}" if validation.other else ""
+        say(f"validation {len(validation.pixels):,}{both} {source}")
     networks, objective, notes = options.recipe.describe(run, options)
     say(f"networks   {networks}")
     steps_of_d = f", {options.d_steps} steps of D to one of G" if options.d_steps > 1 else ""
@@ -3934,8 +3955,7 @@ def call_command(command: Callable[[], Any], program: str = GAN.program) -> int:
             return complain(program, f"process {os.environ['RANK']}: {error}"[:300], 1)
         if not is_out_of_memory(error):
             raise
-        advice = "lower --image-size, --batch-size, --replay or --width-*"
-        return complain(program, f"not enough memory; {advice} ({error})"[:300], 2)
+        return complain(program, f"not enough memory for what is asked ({error})"[:300], 2)
     return 0
 
 

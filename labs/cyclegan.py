@@ -10,12 +10,21 @@ images with real ones, and what goes there and back again must be what it was. R
 interruptions are those of rollnumber_04.py, whose parts these are.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the seconds of imports ends it without a traceback
+
 import argparse
+import hashlib
+import io
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +83,16 @@ class Translator(nn.Module):
 
     @torch.no_grad()
     def translate(self, pixels: np.ndarray | Tensor) -> np.ndarray:
-        """Uint8 images n×H×W×3 to as many of the other kind; sides that are no multiples of 4 are reflected on."""
+        """Uint8 images n×H×W×3 to as many of the other kind; sides that are no multiples of 4 are continued."""
         device = next(self.parameters()).device
         images = gan.to_range(torch.as_tensor(pixels).to(device))
         height, width = images.shape[2:]
-        more = (0, -width % 4, 0, -height % 4)
-        # Reflection takes no more than the image has; a side of one or two pixels is repeated instead.
-        padded = F.pad(images, more, "reflect" if min(height, width) > 3 else "replicate")
+        more = [
+            max(8, side + -side % 4) - side for side in (width, height)
+        ]  # 8: the blocks' maps reflect their borders
+        # Reflection takes less than the image has; a border of a narrower one is repeated instead.
+        how = "reflect" if more[0] < width and more[1] < height else "replicate"
+        padded = F.pad(images, (0, more[0], 0, more[1]), how)
         return gan.to_uint8(self(padded)[..., :height, :width]).permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -208,7 +220,7 @@ def step(run: gan.Run, images: gan.Images, index: Tensor, options: argparse.Name
 def set_rates(run: gan.Run, options: argparse.Namespace) -> None:
     """With `lr_decay` the rates fall linearly to 0 over the second half of the run."""
     share = min(1.0, 2 * (1 - run.step / run.planned)) if options.lr_decay else 1.0
-    for name, (_, rate) in RECIPE.trained(options).items():
+    for name, (_, rate) in options.recipe.trained(options).items():
         for group in run.optimizers[name].param_groups:
             group["lr"] = rate * max(0.0, share)
 
@@ -262,39 +274,31 @@ LEAST = 24  # pixels a side that both styles' discriminators can score
 SHOWN = 24  # test images of each kind in a sheet
 
 
-def load(options: argparse.Namespace) -> tuple[gan.Images, gan.Images, str]:
-    """(training images x with `other` y, test images likewise, their fingerprint). Raises UserError."""
-    size = options.load_size or options.image_size
-    train, test = [], []
+def load(options: argparse.Namespace) -> tuple[gan.Images, gan.Images | None, str]:
+    """(training images x with `other` y, test images likewise if there are any, a fingerprint). Raises UserError."""
+    size, train, test, found = options.load_size or options.image_size, [], [], False
     for flag in ("x", "y"):
-        path, its_test = getattr(options, flag), getattr(options, f"{flag}_test")
+        path = getattr(options, flag)
         train.append(read(flag, path, "train", size, options))
-        its_test = its_test or test_folder(path)
-        if its_test:
-            test.append(read(f"{flag}-test", its_test, "train", options.image_size, options))
-            continue
+        its_test = getattr(options, f"{flag}_test") or test_folder(path)
         try:
-            test.append(read(flag, path, "test", options.image_size, options))
+            source = (f"{flag}-test", its_test, "train") if its_test else (flag, path, "test")
+            test.append(read(*source, options.image_size, options))
+            found = True
         except gan.NoTestSplit:
-            some = gan.epoch_order(len(train[-1].pixels), 0, 0)[:SHOWN]
-            test.append(read(flag, path, "train", options.image_size, options, some))
+            test.append(train[-1])
             say(f"note: --{flag} {path} has no test images; the sheets show training images")
-    names = gan.hashlib.sha256("".join(map(gan.fingerprint, train)).encode()).hexdigest()[:16]
-    least = gan.process_count() * options.batch_size
-    if len(train[0].pixels) < least:
-        raise UserError(f"--batch-size {options.batch_size}: more than the {len(train[0].pixels)} images of --x")
-    return replace(train[0], other=train[1]), replace(test[0], other=test[1]), names
+    digest = hashlib.sha256("".join(map(gan.fingerprint, train)).encode()).hexdigest()[:16]
+    if len(train[0].pixels) < gan.process_count():
+        raise UserError(f"--x {options.x}: has fewer images than there are processes")
+    gan.lower_batch(options, len(train[0].pixels))
+    return replace(train[0], other=train[1]), replace(test[0], other=test[1]) if found else None, digest
 
 
-def read(
-    flag: str, path: Path, split: str, size: int, options: argparse.Namespace, some: Tensor | None = None
-) -> gan.Images:
-    """The images of a flag, colour, without labels, or `some` of them; complaints name the flag."""
+def read(flag: str, path: Path, split: str, size: int, options: argparse.Namespace) -> gan.Images:
+    """The images of a flag, in colour, without labels; complaints name the flag."""
     try:
-        source = gan.find_source(path, split)
-        if some is not None:
-            source = replace(source, items=[source.items[i] for i in some.tolist()], labels=None)
-        images = gan.decode_source(source, size, options.skip_unreadable, options.cache)
+        images = gan.decode_source(gan.find_source(path, split), size, options.skip_unreadable, options.cache)
     except UserError as error:
         raise type(error)(str(error).replace("--data", f"--{flag}"), error.status) from None
     return gan.Images(gan.with_channels(images, 3).pixels.contiguous(), None, ())
@@ -302,26 +306,33 @@ def read(
 
 def test_folder(path: Path) -> Path | None:
     """The folder of test images beside one of training images: Test_Apple beside Apple, testA beside trainA."""
+    path = path.resolve()
     for name in (f"Test_{path.name}", re.sub("^train", "test", path.name)):
-        if name != path.name and path.with_name(name).is_dir():
-            return path.with_name(name)
+        if path.name and name != path.name and (path.parent / name).is_dir():
+            return path.parent / name
     return None
 
 
-def there_and_back(run: gan.Run, there: str, back: str, pixels: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Translations of images uint8 n×H×W×3, and what becomes of these on the way back."""
-    translated = run.averages[there].translate(pixels)
-    return translated, run.averages[back].translate(translated)
+def look(
+    run: gan.Run, images: gan.Images, validation: gan.Images | None, fid: None, options: argparse.Namespace
+) -> gan.Look:
+    """Both directions' test images, translated and back again, and how far from where they came from they end.
 
-
-def look(run: gan.Run, images: gan.Images, validation: gan.Images, fid: None, options: argparse.Namespace) -> gan.Look:
-    """Both directions' test images, translated and back again, and how far from where they came from they end."""
+    Without test images those of the middle of training's squares.
+    """
     shown, distances = {}, []
-    for name, there, back, part in (("x_to_y", "xy", "yx", validation), ("y_to_x", "yx", "xy", validation.other)):
-        pixels = part.pixels[:SHOWN]
-        translated, returned = there_and_back(run, there, back, pixels)
+    count = SHOWN if options.image_size <= 128 else SHOWN // 4
+    pair = validation or images
+    for name, there, back, part in (("x_to_y", "xy", "yx", pair), ("y_to_x", "yx", "xy", pair.other)):
+        edge = (part.pixels.shape[1] - options.image_size) // 2
+        pixels = part.pixels[:count, edge:, edge:][:, : options.image_size, : options.image_size]
+        pieces = pixels.split(max(1, gan.GENERATE_BATCH * 32**2 // options.image_size**2))
+        translated = np.concatenate([run.averages[there].translate(piece) for piece in pieces])
+        returned = np.concatenate(
+            [run.averages[back].translate(piece) for piece in torch.from_numpy(translated).split(len(pieces[0]))]
+        )
         shown[name] = np.stack([pixels.cpu().numpy(), translated, returned], 1)
-        distances.append(np.abs(returned.astype(np.float32) - pixels.cpu().numpy()).mean() / 127.5)
+        distances.append(np.abs(returned.astype(np.float32) - shown[name][:, 0]).mean() / 127.5)
     return gan.Look({"test_cycle": float(np.sum(distances))}, shown)
 
 
@@ -360,18 +371,17 @@ def triples_sheet(triples: np.ndarray, in_a_row: int = 3) -> Image.Image:
 PRESETS: dict[str, dict[str, Any]] = {
     "emoji": dict(image_size=32, batch_size=32, iterations=5000, sample_every=200, lr_g=3e-4, lr_d=3e-4, beta1=0.3),
     "photo": dict(
-        style="photo", image_size=256, load_size=286, flip=True, batch_size=1, epochs=200, width_g=64, width_d=64,
+        style="photo", image_size=256, crop=True, flip=True, batch_size=1, epochs=200, width_g=64, width_d=64,
         blocks=9, lambda_cycle=10.0, lambda_identity=0.5, pool=50, lr_decay=True, ema=0,
     ),
 }  # fmt: skip
-SHAPING = dict.fromkeys(("style", "image_size", "width_g", "width_d", "blocks"), "has networks made with")
-OF_MEAN = 46  # λ on the mean L1 of a 3×32×32 image that does what the handout's 0.015 on the summed does: 0.015 · 3072
+FIXED = dict.fromkeys(("style", "width_g", "width_d", "blocks"), "has networks made with")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of training."""
     description = "Train a CycleGAN on two sets of images. Another command, with its --help: translate."
-    layout = gan.partial(gan.Help, max_help_position=34, width=120)
+    layout = partial(gan.Help, max_help_position=34, width=120)
     parser = gan.Parser(prog="labs.cyclegan", description=description, formatter_class=layout, allow_abbrev=False)
     gan.add_main(parser, PRESETS, least_batch=1)
     add = parser.add_argument_group("data").add_argument
@@ -379,11 +389,8 @@ def build_parser() -> argparse.ArgumentParser:
         add(f"--{flag}", type=gan.some_path, metavar="PATH", help=f"images of one kind, to be turned into {other}")
         add(f"--{flag}-test", type=gan.some_path, metavar="PATH", help="its test images; found beside it if left out")
     add("--image-size", type=gan.whole(LEAST, 1024), default=32, help="pixels a side in training, a multiple of 4")
-    add(
-        "--load-size",
-        type=gan.whole(LEAST, 2048),
-        help="first scaled to this, then cropped at random; none if left out",
-    )
+    add("--load-size", type=gan.whole(LEAST, 2048), help="scale the images to this first, and crop at random")
+    add("--crop", **gan.SWITCH, help="the same, with 286/256 of --image-size")
     add("--flip", **gan.SWITCH, help="mirror half of the images")
     add("--skip-unreadable", **gan.SWITCH, help="leave damaged images out instead of stopping")
     add("--cache", **gan.CACHE)
@@ -410,9 +417,9 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--pool", type=gan.whole(0, 2**16), default=0, metavar="N", help="D sees earlier translations, from a pool of N"
     )
-    gan.add_optimizers(parser)
-    parser.add_argument("--lr-decay", **gan.SWITCH, help="rates fall to 0 over the second half of the run")
-    parser.add_argument("--ema", type=gan.real(0, 10**9), default=10_000, help="half-life of the averages, in images")
+    add = gan.add_optimizers(parser)
+    add("--lr-decay", **gan.SWITCH, help="rates fall to 0 over the second half of the run")
+    add("--ema", type=gan.real(0, 10**9), default=10_000, help="half-life of the averages, in images")
     gan.add_performance(parser)
     gan.add_output(parser)
     return parser
@@ -425,16 +432,16 @@ def check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             raise UserError(f"--{flag}: is missing; name a folder of images")
     if options.image_size % 4:
         raise UserError(f"--image-size {options.image_size}: must be a multiple of 4")
+    if options.x.resolve() == options.y.resolve():
+        raise UserError(f"--y {options.y}: is the folder of --x; there is nothing to translate into")
+    if options.crop and not options.load_size:
+        options.load_size = options.image_size * 286 // 256
     if options.load_size and options.load_size < options.image_size:
         raise UserError(f"--load-size {options.load_size}: is less than --image-size {options.image_size}")
-    if options.image_size < LEAST:
-        raise UserError(f"--image-size {options.image_size}: the discriminators need {LEAST} or more")
-    if options.d_steps != 1:
-        raise UserError("--d-steps: CycleGAN has one step of the discriminators to one of the translators")
     if options.pool and options.pool < options.batch_size:
         raise UserError(f"--pool {options.pool}: must hold at least a batch, --batch-size {options.batch_size}")
-    options.data = options.x  # in which --out must not lie
-    options.cuda_graph = options.cuda_graph and not options.lr_decay  # whose rates a graph would not see change
+    if options.lambda_identity and not options.lambda_cycle:
+        raise UserError("--lambda-identity: needs --lambda-cycle, by which it is multiplied")
 
 
 def describe(run: gan.Run, options: argparse.Namespace) -> tuple[str, str, list[str]]:
@@ -449,14 +456,16 @@ def describe(run: gan.Run, options: argparse.Namespace) -> tuple[str, str, list[
 
 RECIPE = gan.Recipe(
     program="-m labs.cyclegan",
+    least_batch=1,
     presets=PRESETS,
     parser=build_parser,
     constants=dict(
-        data=None, download=None, split="train", multitask=False, conditional=False, penalty="none",
+        data=None, d_steps=1, download=None, split="train", multitask=False, conditional=False, penalty="none",
         evaluate_every=0, evaluate_samples=0, inception_weights=None, validation_split=None,
     ),
     check=check,
-    fixed=SHAPING,
+    fixed=FIXED,
+    folders=lambda o: [o.x, o.y, o.x_test, o.y_test],
     load=load,
     names=NETWORKS,
     checked=checked,
@@ -464,6 +473,7 @@ RECIPE = gan.Recipe(
     trained=lambda o: {"translators": (("xy", "yx"), o.lr_g), "discriminators": (("x", "y"), o.lr_d)},
     models=lambda o: {"translators": ("xy", "yx")},
     pools=lambda o: dict.fromkeys(("x", "y"), o.pool) if o.pool else {},
+    rates_change=lambda o: o.lr_decay,
     measures=lambda o: MEASURES,
     step=step,
     measured=lambda o: ("test_cycle",),
@@ -483,9 +493,10 @@ def trained_at(path: Path) -> int | None:
     """The image size that a `.safetensors` model was trained at, if it says so."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            size = json.loads((file.metadata() or {}).get("training", "{}")).get("image_size")
-    except (OSError, ValueError, safetensors.SafetensorError):
+            training = json.loads((file.metadata() or {}).get("training", "{}"))
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError):
         return None
+    size = training.get("image_size") if isinstance(training, dict) else None
     return size if isinstance(size, int) else None
 
 
@@ -509,31 +520,49 @@ def translate(argv: Sequence[str]) -> Path:
     gan.check_writable("--out", options.out)
     files = []
     for path in options.images:
-        found = gan.image_files(path) if path.is_dir() else [path]
-        if not found:
-            raise UserError(f"{path}: there is no image in this folder")
-        files += found
-    stems = [file.stem for file in files]
-    if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
-        raise UserError(f"{twice}: two images have this name; translate them into folders of their own")
-    size, images = trained_at(options.model), []
-    for file in files:
         try:
-            image = gan.as_rgb(gan.open_image(file))
-        except Exception as error:  # a decoder may fail in any way on a damaged file
-            raise UserError(f"{file}: {gan.complaint(error)}") from None
-        if options.image_size:
-            share = options.image_size / min(image.size)
-            image = image.resize([max(1, round(side * share)) for side in image.size], Image.Resampling.LANCZOS)
-        images.append(image)
-    if size and not options.image_size and any(min(image.size) > 1.5 * size for image in images):
-        say(f"note: the model has learnt at {size} pixels; --image-size {size} shows it what it knows")
+            found = gan.image_files(path) if path.is_dir() else [path]
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+        if not found:
+            raise UserError(f"{path}: there is no image in this folder (those in folders within are not looked for)")
+        files += found
+    name, times = Counter(file.stem for file in files).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{name}: {times} images have this name; translate them into folders of their own")
+    for file in files:  # all of them, before any is written
+        opened(file, options.image_size)
     options.out.mkdir(parents=True, exist_ok=True)
-    for file, image in zip(files, images, strict=True):
-        (translated,) = translator.translate(np.asarray(image)[None].copy())
-        Image.fromarray(translated).save(options.out / f"{file.stem}.png")
+    size, larger = trained_at(options.model), 0
+    for file in files:
+        image = opened(file, options.image_size)
+        larger += bool(size and not options.image_size and min(image.size) > 1.5 * size)
+        try:
+            (translated,) = translator.translate(np.asarray(image)[None].copy())
+        except (MemoryError, RuntimeError) as error:
+            if not gan.is_out_of_memory(error):
+                raise
+            said = f"not enough memory for its {image.width}×{image.height}; give a lower --image-size"
+            raise UserError(f"{file}: {said}") from None
+        stream = io.BytesIO()
+        Image.fromarray(translated).save(stream, "PNG")
+        gan.write_whole(options.out / f"{file.stem}.png", stream.getvalue())
+    if larger:
+        say(f"note: the model has learnt at {size} pixels; --image-size {size} shows it what it knows")
     say(f"{len(files):,} images translated into {options.out}")
     return options.out
+
+
+def opened(file: Path, image_size: int | None) -> Image.Image:
+    """An image file, its shorter side scaled to `image_size` if that is given. Raises UserError."""
+    try:
+        image = gan.as_rgb(gan.open_image(file))
+    except Exception as error:  # a decoder may fail in any way on a damaged file
+        raise UserError(f"{file}: {gan.complaint(error)}") from None
+    if not image_size:
+        return image
+    share = image_size / min(image.size)
+    return image.resize([max(1, round(side * share)) for side in image.size], Image.Resampling.LANCZOS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

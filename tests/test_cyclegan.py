@@ -1,6 +1,7 @@
 """CycleGAN: the networks' sizes, the losses by hand, the pool, what each step changes, resume, translation."""
 
 import argparse
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,6 +106,9 @@ def test_both_cycles_losses_by_hand():
     d_x, d_y = cyclegan.discriminators_step(run, {"x": x, "y": y}, fakes)
     # D_x: ½·(0.5 - 1)² + ½·0.25²; D_y = -mean: of y 1, ½·0; of its fake -1, ½.
     assert (d_x.item(), d_y.item()) == (0.125 + 0.03125, 0.5)
+    # d/da of ½·(0.5a - 1)² + ½·(0.25a)² = 0.25a - 0.5 + 0.0625a at 1; of ½·(-a - 1)² + ½·a² = 2a + 1 at -1.
+    assert run.networks["x"].factor.item() == pytest.approx(1 - (0.25 - 0.5 + 0.0625))
+    assert run.networks["y"].factor.item() == pytest.approx(-1 - (-2 + 1))
 
 
 def test_each_step_changes_its_own_networks_only():
@@ -124,18 +128,22 @@ def test_each_step_changes_its_own_networks_only():
     assert all(parameter.requires_grad for network in run.networks.values() for parameter in network.parameters())
 
 
-def test_the_pool_shows_new_and_old_translations_half_and_half():
+def test_the_pools_show_new_and_old_translations_half_and_half():
     run, _ = toy_run("--pool", "16")
-    old = 0
+    seen = {"x": [], "y": []}
+    for name, shown in seen.items():
+        run.networks[name].register_forward_pre_hook(
+            lambda network, inputs, shown=shown: shown.append(inputs[0].detach())
+        )
+    old, real = {"x": 0, "y": 0}, {"x": images(), "y": images()}
     for number in range(1, 201):
-        seen = []
-        run.networks["x"].register_forward_pre_hook(lambda network, inputs, seen=seen: seen.append(inputs[0].detach()))
-        fakes = {"x": torch.full((4, 3, 24, 24), float(number)), "y": images()}
-        cyclegan.discriminators_step(run, {"x": images(), "y": images()}, fakes)
-        shown = seen[1][:, 0, 0, 0]
-        old += int((shown != number).sum()) if number > 4 else 0
-        run.networks["x"]._forward_pre_hooks.clear()
-    assert old / (4 * 196) == pytest.approx(0.5, abs=0.06)
+        fakes = {name: torch.full((4, 3, 24, 24), sign * number) for name, sign in (("x", 1.0), ("y", -1.0))}
+        cyclegan.discriminators_step(run, real, fakes)
+        for name, sign in (("x", 1), ("y", -1)):
+            values = seen[name][-1][:, 0, 0, 0]
+            assert (sign * values > 0).all()  # each discriminator its own pool
+            old[name] += int((values != sign * number).sum()) if number > 4 else 0
+    assert [count / (4 * 196) for count in old.values()] == pytest.approx([0.5, 0.5], abs=0.06)
 
 
 def test_the_rates_fall_over_the_second_half():
@@ -159,7 +167,7 @@ def test_crops_are_squares_of_their_images():
             assert torch.equal(crop, image[:, top : top + 8, left : left + 8])
             places.add((top, left))
     assert places == {(top, left) for top in range(3) for left in range(5)}
-    assert cyclegan.crops(batch[..., :10], 10, rng) is not None
+    assert torch.equal(cyclegan.crops(batch[..., :10], 10, rng), batch[..., :10])
 
 
 # ------------------------------------------------------------------------------------------------------------- runs
@@ -192,30 +200,33 @@ def test_a_run_writes_its_folder_and_resumes_exactly(domains, tmp_path, capsys):
     # 24 pixels are shown as 48, with gaps of 2; rows of three times image, translation, reconstruction and a gap.
     assert Image.open(out / "samples/iteration_000006.png").size == (12 * 50 + 2, 2 * 50 + 2)
 
-    calls, original = [], cyclegan.step
-
-    class Enough(Exception):
-        """Stands for a crash."""
+    class Crash(Exception):
+        """Stands for one."""
 
     def step(run, *arguments):
-        calls.append(run.step)
-        if run.step == 3:
-            raise Enough
-        return original(run, *arguments)
+        if run.step == 3:  # in the middle of a leg, after a save there
+            raise Crash
+        return cyclegan.step(run, *arguments)
 
-    cyclegan.step = step
-    recipe = gan.replace(cyclegan.RECIPE, step=step)
-    options = gan.parse_options([*same, "--iterations", "6", "--out", str(tmp_path / "parts")], recipe)
-    with pytest.raises(Enough):
+    options = gan.parse_options([*same, "--iterations", "6", "--out", str(tmp_path / "parts")], cyclegan.RECIPE)
+    options.recipe = replace(cyclegan.RECIPE, step=step)
+    with pytest.raises(Crash):
         gan.train(options)
-    cyclegan.step = original
     assert cyclegan.main(["--resume", "--out", str(tmp_path / "parts")]) == 0
     whole, parts = (gan.load_checkpoint(tmp_path / name / "checkpoints/last.pt") for name in ("whole", "parts"))
     assert whole["step"] == parts["step"] == 6
+    assert without_speed(whole["history"]) == without_speed(parts["history"])
     for part in ("networks", "average", "optimizers", "pools", "rng"):
         found, expected = flat(parts[part]), flat(whole[part])
         assert found.keys() == expected.keys()
         assert [key for key in found if not torch.equal(found[key], expected[key])] == []
+
+
+def without_speed(history):
+    return {
+        name: [{k: v for k, v in row.items() if k not in ("images_per_s", "seconds")} for row in rows]
+        for name, rows in history.items()
+    }
 
 
 def flat(part, name=""):
@@ -249,17 +260,17 @@ def test_it_learns_to_swap_colours(tmp_path):
     assert translated[square][:, 2].mean() > translated[square][:, 0].mean() + 40
 
 
-@pytest.mark.parametrize(("height", "width"), [(28, 28), (32, 64), (45, 31), (256, 200), (3, 5)])
-def test_translate_keeps_the_size_of_each_image(tmp_path, height, width, capsys):
-    networks = {name: cyclegan.Translator(width=4) for name in ("xy", "yx")}
-    gan.save_model(tmp_path / "m.safetensors", networks, {"image_size": 32})
+@pytest.mark.parametrize("style", cyclegan.STYLES)
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (32, 64), (45, 31), (256, 200), (3, 5), (1, 1)])
+def test_translate_keeps_the_size_of_each_image(tmp_path, height, width, style):
+    networks = {name: cyclegan.Translator(style, width=4) for name in ("xy", "yx")}
+    gan.save_model(tmp_path / "m.safetensors", networks, {})
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     save_all(image[None], tmp_path / "in")
     words = ["translate", str(tmp_path / "m.safetensors"), str(tmp_path / "in"), "--out", str(tmp_path / "out")]
     assert cyclegan.main([*words, "--direction", "yx"]) == 0
     (file,) = (tmp_path / "out").iterdir()
     assert Image.open(file).size == (width, height)
-    assert ("--image-size 32" in capsys.readouterr().out) == (min(height, width) > 48)
     expected = networks["yx"].eval().translate(image[None])[0]
     assert np.abs(np.asarray(Image.open(file)).astype(int) - expected).max() <= 1
 
@@ -285,10 +296,11 @@ def test_mistakes_are_one_sentence(domains, tmp_path, capsys):
         ([*domains[:2], "--y", str(tmp_path / "nothing")], "--y"),
         ([*domains, "--image-size", "30"], "--image-size 30"),
         ([*domains, "--image-size", "32", "--load-size", "28"], "--load-size 28"),
-        ([*domains, "--d-steps", "2"], "--d-steps"),
+        ([*domains[:2], "--y", domains[1]], "--y"),
+        ([*domains, "--lambda-cycle", "0", "--lambda-identity", "1"], "--lambda-identity: needs --lambda-cycle"),
+        ([*domains, "--save-every", "300"], "--save-every 300: must be a multiple of --sample-every 200"),
         ([*domains, "--pool", "8"], "--pool 8"),
         ([*domains, "--image-size", "20"], "--image-size: '20' is not"),
-        ([*domains, "--batch-size", "13"], "--batch-size 13"),
     ):
         assert cyclegan.main([*words, *out]) == 2, words
         message = capsys.readouterr().err
@@ -296,6 +308,9 @@ def test_mistakes_are_one_sentence(domains, tmp_path, capsys):
         assert said in message
         assert message.count("\n") == 1
         assert not (tmp_path / "run").exists()
+    inside = str(tmp_path / "blue" / "run")
+    assert cyclegan.main([*domains, "--out", inside]) == 2
+    assert "lies inside the data" in capsys.readouterr().err
     gan.save_model(tmp_path / "g.safetensors", {"generator": gan.Generator(8, width=4)}, {})
     (tmp_path / "bad.png").write_bytes(b"no image")
     networks = {name: cyclegan.Translator(width=4) for name in ("xy", "yx")}
@@ -305,7 +320,7 @@ def test_mistakes_are_one_sentence(domains, tmp_path, capsys):
         ([str(tmp_path / "g.safetensors"), picture], "holds no xy"),
         ([str(tmp_path / "m.safetensors"), str(tmp_path / "bad.png")], "bad.png: not an image"),
         ([str(tmp_path / "m.safetensors"), str(tmp_path / "none.png")], "none.png"),
-        ([str(tmp_path / "m.safetensors"), picture, picture], "two images have this name"),
+        ([str(tmp_path / "m.safetensors"), picture, picture], "2 images have this name"),
     ):
         assert cyclegan.main(["translate", *words, *out]) == 2
         assert said in capsys.readouterr().err
@@ -322,5 +337,26 @@ def test_a_resumed_run_keeps_its_networks(domains, tmp_path, capsys):
     assert cyclegan.main(["--resume", "--out", str(tmp_path / "run"), "--iterations", "3", "--lambda-cycle", "2"]) == 0
     assert "--lambda-cycle" in capsys.readouterr().out
     assert gan.load_checkpoint(tmp_path / "run/checkpoints/last.pt")["step"] == 3
-    # A checkpoint of this script's own is no CycleGAN's.
-    assert gan.main(["--resume", "--out", str(tmp_path / "run"), "--iterations", "4"]) == 2
+    # Neither program takes the other's files.
+    last = str(tmp_path / "run/checkpoints/last.pt")
+    assert gan.main(["generate", last, "--out", str(tmp_path / "sheet.png")]) == 2
+    assert "does not say what generator" in capsys.readouterr().err
+
+
+def test_sizes_and_pools_that_only_the_lab_has(domains, tmp_path, monkeypatch, capsys):
+    """36 pixels are no size of the script's networks, and a pool may be smaller than the batch that times a step."""
+    words = [*domains, *"--image-size 36 --pool 4 --batch-size 4 --width-g 4 --width-d 4 --device cpu --seed 1".split()]
+    out = ["--out", str(tmp_path / "run")]
+    assert cyclegan.main([*words, "--iterations", "1", *out]) == 0
+    assert cyclegan.main(["--resume", "--iterations", "2", *out]) == 0
+    assert gan.load_checkpoint(tmp_path / "run/checkpoints/last.pt")["step"] == 2
+    capsys.readouterr()
+    save_all(pictures(1, 72), tmp_path / "large")
+    translate = ["translate", str(tmp_path / "run/translators.safetensors"), str(tmp_path / "large"), "--out"]
+    assert cyclegan.main([*translate, str(tmp_path / "a")]) == 0
+    assert "note: the model has learnt at 36 pixels" in capsys.readouterr().out
+    assert cyclegan.main([*translate, str(tmp_path / "b"), "--image-size", "36"]) == 0
+    assert "note" not in capsys.readouterr().out
+    assert Image.open(tmp_path / "b" / "0000.png").size == (36, 36)
+    monkeypatch.chdir(tmp_path / "red")
+    assert cyclegan.main([*TOY, "--x", ".", *domains[2:], "--iterations", "1", "--out", str(tmp_path / "here")]) == 0

@@ -163,13 +163,17 @@ def test_captured_steps_are_fed_and_counted_as_plain_ones(monkeypatch):
 
 def test_why_steps_are_not_captured(monkeypatch):
     run, _ = trained(CPU, steps=1)
+    options = gan.parse_options([])
     images = gan.Images(torch.from_numpy(pictures(60)), None, ())
-    assert "no CUDA GPU" in gan.why_not_captured(run, images)
+    assert "no CUDA GPU" in gan.why_not_captured(run, images, options)
     run.rng = types.SimpleNamespace(device=torch.device("cuda"))
-    assert "host memory" in gan.why_not_captured(run, images)
+    assert "host memory" in gan.why_not_captured(run, images, options)
     monkeypatch.setattr(gan, "process_count", lambda: 2)
-    images = types.SimpleNamespace(pixels=types.SimpleNamespace(device=torch.device("cuda")))
-    assert "several processes" in gan.why_not_captured(run, images)
+    resident = types.SimpleNamespace(pixels=types.SimpleNamespace(device=torch.device("cuda")), other=None)
+    images = types.SimpleNamespace(**vars(resident) | {"other": images})
+    assert "host memory" in gan.why_not_captured(run, images, options)
+    images = resident
+    assert "several processes" in gan.why_not_captured(run, images, options)
 
 
 @pytest.mark.gpu
