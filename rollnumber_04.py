@@ -3955,7 +3955,8 @@ def call_command(command: Callable[[], Any], program: str = GAN.program) -> int:
             return complain(program, f"process {os.environ['RANK']}: {error}"[:300], 1)
         if not is_out_of_memory(error):
             raise
-        return complain(program, f"not enough memory for what is asked ({error})"[:300], 2)
+        advice = "lower --image-size, --batch-size or --width-*"
+        return complain(program, f"not enough memory; {advice} ({error})"[:300], 2)
     return 0
 
 

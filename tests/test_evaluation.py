@@ -220,6 +220,7 @@ def test_a_grey_model(weights, early, tmp_path, capsys):
         assert (picture.mode, picture.size) == ("L", (13 * 66 + 2, 16 * 66 + 2))
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_quality(weights, early, model, tmp_path, monkeypatch):
     from benchmarks import quality
 

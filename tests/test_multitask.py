@@ -518,6 +518,6 @@ def test_every_labelled_layout_trains_with_a_head(tmp_path, layout):
 
 
 def test_a_head_learns_the_shapes(tmp_path):
-    words = "--multitask --epochs 6 --image-size 16 --width-d 32 --width-g 8 --lr-d 0.001 --seed 0 --precision fp32"
+    words = "--multitask --epochs 2 --image-size 16 --width-d 32 --width-g 8 --lr-d 0.001 --seed 0 --precision fp32"
     out = gan.train(gan.parse_options([*words.split(), "--sample-every", "9", "--out", str(tmp_path / "run")]))
     assert float(rows(out / "epochs.csv")[-1]["val_accuracy"]) > 0.9  # 2,000 images of ten classes

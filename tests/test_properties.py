@@ -105,7 +105,7 @@ def test_any_command_line(tmp_path, monkeypatch, cases):
     assert {0, 2} <= set(seen)
 
 
-@pytest.mark.parametrize("cases", [12, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [6, pytest.param(150, marks=pytest.mark.slow)])
 def test_any_combination_of_options_trains_or_says_why_not(tmp_path, cases):
     data = tmp_path / "data"
     for seed, name in enumerate(("cat", "dog")):

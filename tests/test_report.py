@@ -72,6 +72,7 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
     assert "there is no experiment nothing" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_a_preset_goes_on(tmp_path):
     data = save_all(pictures(40)[..., 0], tmp_path / "data")
     words = f"--preset mnist-conv --data {data} --image-size 8 --iterations 3 --sample-every 1 --device cpu --seed 1"
