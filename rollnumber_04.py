@@ -3153,6 +3153,10 @@ def resumed_options(
         if getattr(given, flag) != parser.get_default(flag):
             raise UserError(f"--{flag.replace('_', '-')}: does not go with --resume")
     path, saved = find_checkpoint(given)
+    if saved["architecture"].keys() != set(given.recipe.names):
+        raise UserError(
+            f"{path}: holds {', '.join(map(str, saved['architecture']))}: it is no run of this program"[:300]
+        )
     described = {name: value for name, value in saved["options"].items() if name in plain(given)}
     words = command_line(described)
     try:
@@ -3314,7 +3318,7 @@ def train(options: argparse.Namespace) -> Path:
 def train_on(device: torch.device, options: argparse.Namespace) -> Path:
     """`train`, by this process on this device, perhaps together with others."""
     start = time.perf_counter()
-    if options.data is None and not options.download:
+    if not any(options.recipe.folders(options)) and not options.download:
         say("training on the built-in shapes, drawn on the fly; --data FOLDER trains on your own images")
     saved = options.saved
     unit, planned = ("iterations", options.iterations) if options.iterations else ("epochs", options.epochs)
@@ -3532,7 +3536,8 @@ def what_is_saved(options: argparse.Namespace) -> str:
     """How to go on with a run that has stopped."""
     if not (options.out / "checkpoints" / "last.pt").exists():
         return "nothing was saved yet"
-    command = f"python {options.recipe.program} --resume --out {shlex.quote(str(options.out))}"
+    start = f"torchrun --nproc-per-node {process_count()}" if process_count() > 1 else "python"
+    command = f"{start} {options.recipe.program} --resume --out {shlex.quote(str(options.out))}"
     return f"go on from what is saved with: {command}"
 
 
@@ -3682,7 +3687,11 @@ def interpolate(options: argparse.Namespace) -> Path:
     shares = torch.linspace(0, 1, options.steps).tolist()
     if names:
         zs = [latents(options.seed, 0, rows, dim, latent)] * options.steps
-        first, second = (one_hot(torch.from_numpy(generator.labels_for(name, 0, rows)), len(classes)) for name in names)
+        try:
+            labels = [generator.labels_for(name, 0, rows) for name in names]
+        except UserError as error:
+            raise UserError(str(error).replace("--label", "--labels")) from None
+        first, second = (one_hot(torch.from_numpy(part), len(classes)) for part in labels)
         ys = [torch.lerp(first, second, share) for share in shares]
     else:
         first, second = latents(options.seed, 0, 2 * rows, dim, latent).unflatten(0, (rows, 2)).unbind(1)
@@ -3951,8 +3960,8 @@ def call_command(command: Callable[[], Any], program: str = GAN.program) -> int:
     except OSError as error:  # a full disk, a folder that has become read-only
         return complain(program, f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     except (MemoryError, RuntimeError) as error:
-        if is_follower() and is_joined() and not is_out_of_memory(error):  # most likely another process has ended
-            return complain(program, f"process {os.environ['RANK']}: {error}"[:300], 1)
+        if is_joined() and "onnection" in str(error):  # another process has ended, and has said why
+            return 1
         if not is_out_of_memory(error):
             raise
         advice = "lower --image-size, --batch-size or --width-*"

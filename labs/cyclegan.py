@@ -388,7 +388,12 @@ def build_parser() -> argparse.ArgumentParser:
     for flag, other in (("x", "y"), ("y", "x")):
         add(f"--{flag}", type=gan.some_path, metavar="PATH", help=f"images of one kind, to be turned into {other}")
         add(f"--{flag}-test", type=gan.some_path, metavar="PATH", help="its test images; found beside it if left out")
-    add("--image-size", type=gan.whole(LEAST, 1024), default=32, help="pixels a side in training, a multiple of 4")
+    add(
+        "--image-size",
+        type=gan.whole(LEAST, 1024),
+        default=32,
+        help="pixels a side in training, a multiple of 4 from 24 on",
+    )
     add("--load-size", type=gan.whole(LEAST, 2048), help="scale the images to this first, and crop at random")
     add("--crop", **gan.SWITCH, help="the same, with 286/256 of --image-size")
     add("--flip", **gan.SWITCH, help="mirror half of the images")
@@ -529,7 +534,8 @@ def translate(argv: Sequence[str]) -> Path:
         files += found
     name, times = Counter(file.stem for file in files).most_common(1)[0]
     if times > 1:
-        raise UserError(f"{name}: {times} images have this name; translate them into folders of their own")
+        first, second = [file for file in files if file.stem == name][:2]
+        raise UserError(f"{second}: would be written over {first}, both as {name}.png; give each a folder of its own")
     for file in files:  # all of them, before any is written
         opened(file, options.image_size)
     options.out.mkdir(parents=True, exist_ok=True)

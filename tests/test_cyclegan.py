@@ -320,7 +320,7 @@ def test_mistakes_are_one_sentence(domains, tmp_path, capsys):
         ([str(tmp_path / "g.safetensors"), picture], "holds no xy"),
         ([str(tmp_path / "m.safetensors"), str(tmp_path / "bad.png")], "bad.png: not an image"),
         ([str(tmp_path / "m.safetensors"), str(tmp_path / "none.png")], "none.png"),
-        ([str(tmp_path / "m.safetensors"), picture, picture], "2 images have this name"),
+        ([str(tmp_path / "m.safetensors"), picture, picture], "would be written over"),
     ):
         assert cyclegan.main(["translate", *words, *out]) == 2
         assert said in capsys.readouterr().err
@@ -337,6 +337,8 @@ def test_a_resumed_run_keeps_its_networks(domains, tmp_path, capsys):
     assert cyclegan.main(["--resume", "--out", str(tmp_path / "run"), "--iterations", "3", "--lambda-cycle", "2"]) == 0
     assert "--lambda-cycle" in capsys.readouterr().out
     assert gan.load_checkpoint(tmp_path / "run/checkpoints/last.pt")["step"] == 3
+    assert gan.main(["--resume", "--out", str(tmp_path / "run"), "--iterations", "4"]) == 2
+    assert "holds xy, yx, x, y: it is no run of this program" in capsys.readouterr().err
     # Neither program takes the other's files.
     last = str(tmp_path / "run/checkpoints/last.pt")
     assert gan.main(["generate", last, "--out", str(tmp_path / "sheet.png")]) == 2
