@@ -763,7 +763,7 @@ def test_interpolate_refuses(models, tmp_path, fails):
     out = tmp_path / "no.png"
     for words, message in (
         (["--labels", "cat"], "--labels cat: takes two classes"),
-        (["--labels", "cat,dog"], "--label dog: is not among the classes ant, bee, cat"),
+        (["--labels", "cat,dog"], "--labels dog: is not among the classes ant, bee, cat"),
         (["--labels", "cat,ant", "--spherical"], "--spherical: is a path of z, not of classes"),
         (["--steps", "1"], "--steps: '1' is not a whole number from 2"),
         (["--steps", "1000", "--rows", "11"], "--steps 1000: 11 rows of them are more than 10,000 images"),
