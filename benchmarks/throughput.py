@@ -131,12 +131,12 @@ class CountBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if not function.is_view and not function.__name__.startswith("empty"):
+        name = function.overloadpacket.__name__
+        if not function.is_view and not name.startswith("empty"):
             written = [value for value in tree_leaves(result) if isinstance(value, torch.Tensor)]
             read = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
-            if not written:  # in place, on lists: _foreach_mul_, _fused_adam_; their gradients are only read
-                written = read
-            tensors = [*written, *(tensor for tensor in read if function.__name__ not in WRITE_ONLY or not written)]
+            # Lists changed in place (_foreach_mul_, _fused_adam_) are not returned: what is read is written, too.
+            tensors = [*(written or read), *([] if name in WRITE_ONLY else read)]
             self.total += sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in tensors)
         return result
 
