@@ -4,6 +4,7 @@
     python -m labs.cyclegan --x horse2zebra/trainA --y horse2zebra/trainB --preset photo --image-size 256
     python -m labs.cyclegan --resume --out runs/NAME
     python -m labs.cyclegan translate MODEL --direction xy IMAGE… | FOLDER --out translated/
+    python -m labs.cyclegan measure MODEL --x apple --y fluent     # pairs, matched by name: how near are translations?
 
 A generator turns images x into the other kind, y, another turns y into x. Each has a discriminator that compares its
 images with real ones, and what goes there and back again must be what it was. Run folder, checkpoints, resume and
@@ -21,6 +22,7 @@ import io
 import json
 import re
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -270,6 +272,7 @@ def discriminators_step(run: gan.Run, real: dict[str, Tensor], fakes: dict[str, 
 #                                                  Data and pictures                                                   #
 ########################################################################################################################
 
+OWN, OTHERS = "own counterpart", "another's"  # columns of `measure`
 LEAST = 24  # pixels a side that both styles' discriminators can score
 SHOWN = 24  # test images of each kind in a sheet
 
@@ -280,7 +283,7 @@ def load(options: argparse.Namespace) -> tuple[gan.Images, gan.Images | None, st
     for flag in ("x", "y"):
         path = getattr(options, flag)
         train.append(read(flag, path, "train", size, options))
-        its_test = getattr(options, f"{flag}_test") or test_folder(path)
+        its_test = getattr(options, f"{flag}_test") or (None if options.held_out else test_folder(path))
         try:
             source = (f"{flag}-test", its_test, "train") if its_test else (flag, path, "test")
             test.append(read(*source, options.image_size, options))
@@ -296,12 +299,29 @@ def load(options: argparse.Namespace) -> tuple[gan.Images, gan.Images | None, st
 
 
 def read(flag: str, path: Path, split: str, size: int, options: argparse.Namespace) -> gan.Images:
-    """The images of a flag, in colour, without labels; complaints name the flag."""
+    """The images of a flag, in colour, without labels; with `held_out` divided by name. Complaints name the flag."""
     try:
-        images = gan.decode_source(gan.find_source(path, split), size, options.skip_unreadable, options.cache)
+        if options.held_out:
+            source = gan.Source(held_out_files(path, options.held_out)[split == "test"])
+        else:
+            source = gan.find_source(path, split)
+        images = gan.decode_source(source, size, options.skip_unreadable, options.cache)
     except UserError as error:
         raise type(error)(str(error).replace("--data", f"--{flag}"), error.status) from None
     return gan.Images(gan.with_channels(images, 3).pixels.contiguous(), None, ())
+
+
+def held_out_files(path: Path, share: float) -> tuple[list[Path], list[Path]]:
+    """A set's files less about a share of them, and that share: by their names alone, so that pairs stay together."""
+    parts: tuple[list[Path], list[Path]] = ([], [])
+    source = gan.find_source(path, "train")
+    if isinstance(source.items, np.ndarray):
+        raise UserError(f"--data {path}: holds arrays, whose images have no names by which --held-out could choose")
+    for file in source.items:
+        parts[zlib.crc32(file.stem.encode(errors="surrogateescape")) < share * 2**32].append(file)
+    if not all(parts):
+        raise UserError(f"--data {path}: --held-out {share} leaves none of its {len(source.items)} images on one side")
+    return parts
 
 
 def test_folder(path: Path) -> Path | None:
@@ -375,12 +395,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         blocks=9, lambda_cycle=10.0, lambda_identity=0.5, pool=50, lr_decay=True, ema=0,
     ),
 }  # fmt: skip
-FIXED = dict.fromkeys(("style", "width_g", "width_d", "blocks"), "has networks made with")
+FIXED = dict.fromkeys(("style", "width_g", "width_d", "blocks"), "has networks made with") | {
+    "held_out": "was trained with"
+}
+HELD_OUT = dict(
+    type=gan.real(0, 0.9),
+    default=0.0,
+    metavar="SHARE",
+    help="of both sets' files, chosen by name so that pairs stay together, are test images",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of training."""
-    description = "Train a CycleGAN on two sets of images. Another command, with its --help: translate."
+    description = "Train a CycleGAN on two sets of images. Other commands, each with its --help: translate, measure."
     layout = partial(gan.Help, max_help_position=34, width=120)
     parser = gan.Parser(prog="labs.cyclegan", description=description, formatter_class=layout, allow_abbrev=False)
     gan.add_main(parser, PRESETS, least_batch=1)
@@ -388,6 +416,7 @@ def build_parser() -> argparse.ArgumentParser:
     for flag, other in (("x", "y"), ("y", "x")):
         add(f"--{flag}", type=gan.some_path, metavar="PATH", help=f"images of one kind, to be turned into {other}")
         add(f"--{flag}-test", type=gan.some_path, metavar="PATH", help="its test images; found beside it if left out")
+    add("--held-out", **HELD_OUT)
     add(
         "--image-size",
         type=gan.whole(LEAST, 1024),
@@ -435,6 +464,8 @@ def check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     for flag in ("x", "y"):
         if getattr(options, flag) is None:
             raise UserError(f"--{flag}: is missing; name a folder of images")
+    if options.held_out and (options.x_test or options.y_test):
+        raise UserError("--held-out: not with --x-test or --y-test, which are test images, too")
     if options.image_size % 4:
         raise UserError(f"--image-size {options.image_size}: must be a multiple of 4")
     if options.x.resolve() == options.y.resolve():
@@ -571,11 +602,89 @@ def opened(file: Path, image_size: int | None) -> Image.Image:
     return image.resize([max(1, round(side * share)) for side in image.size], Image.Resampling.LANCZOS)
 
 
+def measure(argv: Sequence[str]) -> dict[str, Any]:
+    """The command `measure`: prints, and returns, how near translations come to their true counterparts.
+
+    By mean L1 of the pixels in (-1, 1) and by the Euclidean distance of Inception's features; beside it the images as
+    they were, and both with the counterparts of all others: a translation is worth something if it is nearer to its own
+    than the image was, and than to another's. Raises UserError.
+    """
+    parser = gan.Parser(prog="labs.cyclegan measure", description=measure.__doc__.split("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("model", type=gan.some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
+    for flag in ("x", "y"):
+        add(f"--{flag}", type=gan.some_path, required=True, metavar="FOLDER", help="pairs have the same name in both")
+    add("--held-out", **HELD_OUT)
+    add("--direction", choices=("xy", "yx"), default="xy")
+    add("--image-size", type=gan.whole(4, 1024), metavar="N", help="that of the model's training if left out")
+    add("--inception-weights", type=gan.some_path, metavar="FILE", help="torch-fidelity's; fetched by it if left out")
+    add("--device", **gan.DEVICE)
+    add("--json", action="store_true", help="print one JSON object and nothing else")
+    options = parser.parse_args(argv)
+    device = gan.choose_device(options.device)
+    translator = load_translator(options.model, options.direction, device)
+    size = options.image_size or trained_at(options.model)
+    if not size:
+        raise UserError("--image-size: is missing; the model does not say what it was trained at")
+    sources = [paired_files(flag, getattr(options, flag), options.held_out) for flag in options.direction]
+    names = sorted(sources[0].keys() & sources[1].keys())
+    if len(names) < 2:
+        raise UserError(f"--y {options.y}: {len(names)} of its files have a name that one of --x has, too; name pairs")
+    given, true = (gan.decode_source(gan.Source([part[name] for name in names]), size) for part in sources)
+    given, true = (gan.with_channels(part, 3).pixels for part in (given, true))
+    inception = gan.Inception(options.inception_weights, device)
+    pieces = given.split(max(1, gan.GENERATE_BATCH * 32**2 // size**2))
+    translated = torch.from_numpy(np.concatenate([translator.translate(piece) for piece in pieces]))
+    of_true = seen_by(inception, true, "counterparts")
+    result: dict[str, Any] = dict(model=str(options.model), direction=options.direction, pairs=len(names), size=size)
+    for name, images in (("untranslated", given), ("translated", translated)):
+        for kind, matrix in (
+            ("l1", torch.cdist(*(part.flatten(1).float() for part in (images, true)), p=1) / true[0].numel() / 127.5),
+            ("features", torch.cdist(seen_by(inception, images, name), of_true)),
+        ):
+            own, count = matrix.diagonal(), len(names)
+            others = (matrix.sum() - own.sum()) / (count * count - count)
+            result[f"{name}, {kind}"] = {OWN: float(own.mean()), OTHERS: float(others)}
+    result |= {"network": gan.NETWORK, "weights": inception.digest, "device": gan.device_name(device)}
+    print(json.dumps(result, ensure_ascii=False) if options.json else measured_text(result))
+    return result
+
+
+def paired_files(flag: str, path: Path, held_out: float) -> dict[str, Path]:
+    """The files of a folder, of those held out if that is not 0, by their names without suffix. Raises UserError."""
+    try:
+        items = held_out_files(path, held_out)[1] if held_out else gan.find_source(path, "train").items
+    except UserError as error:
+        raise UserError(str(error).replace("--data", f"--{flag}")) from None
+    if isinstance(items, np.ndarray):
+        raise UserError(f"--{flag} {path}: holds arrays; pairs are files of the same name")
+    return {file.stem: file for file in items}
+
+
+def seen_by(inception: gan.Inception, pixels: Tensor, what: str) -> Tensor:
+    """Inception's features, float32 n×2048, of uint8 images n×H×W×3."""
+    pieces = (piece.numpy() for piece in pixels.split(gan.GENERATE_BATCH))
+    return inception.features(pieces, len(pixels), what)[gan.FEATURES]
+
+
+def measured_text(result: dict[str, Any]) -> str:
+    """What `measure` has found, for people."""
+    rows = [f"{'distance to':24} own counterpart   another's"]
+    rows += [
+        f"{name:24} {values[OWN]:15.4f}   {values[OTHERS]:9.4f}"
+        for name, values in result.items()
+        if isinstance(values, dict)
+    ]
+    facts = f"{result['pairs']:,} pairs at {result['size']}×{result['size']}, {result['direction']}"
+    return "\n".join([*rows, f"{facts}; L1 of pixels in (-1, 1); {result['network']}, weights {result['weights']}"])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] == "translate":
-        return gan.call_command(lambda: translate(argv[1:]), "labs.cyclegan")
+    others = {"translate": translate, "measure": measure}
+    if argv and argv[0] in others:
+        return gan.call_command(lambda: others[argv[0]](argv[1:]), "labs.cyclegan")
     return gan.call_command(lambda: gan.train(gan.parse_options(argv, RECIPE)), "labs.cyclegan")
 
 

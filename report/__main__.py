@@ -2,6 +2,7 @@
 
     python -m report run                     # all that have no result yet
     python -m report run NAME… --budget 60   # these, again if need be, for at most an hour; the next call goes on
+    python -m report run --inception-weights FILE    # for the FIDs among them, where there is no network
 
 A run's folder is runs/report/<experiment>/<run>. One that was interrupted is resumed, one that is whole is only read.
 """
@@ -116,6 +117,21 @@ def judge(out: Path, classifier: Path, count: int) -> dict[str, Any]:
     return gan.judged(gan.load_network(classifier, "discriminator"), *gan.labelled_samples(generator, count))
 
 
+def measured_by(command: str, name: str, out: Path, weights: Path | None) -> dict[str, Any]:
+    """What a command of measurement, `… --json`, prints of a whole run; kept in the run's folder, for it takes long."""
+    kept, (start, _, words) = out / f"{name}.json", program(command.format(out=os.path.relpath(out, ROOT)))
+    said = shlex.join(["python", *start, *words])
+    if kept.exists() and (found := json.loads(kept.read_text(encoding="utf-8")))["command"] == said:
+        return found
+    line = [sys.executable, *start, *words, "--json", *(["--inception-weights", str(weights)] if weights else [])]
+    process = subprocess.run(line, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if process.returncode:
+        sys.exit(f"{said} ended with status {process.returncode}")
+    found = {"command": said, **json.loads(process.stdout)}
+    gan.write_whole(kept, json.dumps(found).encode())
+    return found
+
+
 def sample_sheet(out: Path, number: int) -> Path:
     """The samples of a run at an epoch or, if it counts iterations, at an iteration."""
     by_epoch = out / "samples" / f"epoch_{number:04d}.png"
@@ -144,7 +160,9 @@ def side_by_side(runs: dict[str, Path], epochs: list[int]) -> Image.Image:
     return whole
 
 
-def run(name: str, experiment: dict[str, Any], everything: dict[str, Any], deadline: float) -> None:
+def run(
+    name: str, experiment: dict[str, Any], everything: dict[str, Any], deadline: float, weights: Path | None = None
+) -> None:
     """Complete an experiment's runs and write its facts to results/<name>/."""
     outs = {run_name: RUNS / name / run_name for run_name in experiment["runs"]}
     for run_name, out in outs.items():
@@ -163,6 +181,9 @@ def run(name: str, experiment: dict[str, Any], everything: dict[str, Any], deadl
         for run_name, out in outs.items():
             said = judge(out, classifier / "discriminator.safetensors", count)
             facts[run_name][f"judged by {other}/{judging_run}"] = said
+    for measure_name, command in experiment.get("measures", {}).items():
+        for run_name, out in outs.items():
+            facts[run_name][measure_name] = measured_by(command, measure_name, out, weights)
     results = RESULTS / name
     results.mkdir(parents=True, exist_ok=True)
     for run_name, out in outs.items():
@@ -196,13 +217,14 @@ def main() -> int:
     command = commands.add_parser("run", help="run the experiments and keep their facts")
     command.add_argument("names", nargs="*", metavar="NAME", help=", ".join(experiments))
     command.add_argument("--budget", type=float, default=np.inf, metavar="MINUTES", help="stop after so long")
+    command.add_argument("--inception-weights", type=Path, metavar="FILE", help="fetched by torch-fidelity if left out")
     options = parser.parse_args()
     if unknown := set(options.names) - set(experiments):
         parser.error(f"there is no experiment {min(unknown)} in {EXPERIMENTS.name}")
     missing = [name for name in experiments if not (RESULTS / name / "metrics.json").exists()]
     deadline = time.monotonic() + options.budget * 60
     for name in options.names or missing:
-        run(name, experiments[name], experiments, deadline)
+        run(name, experiments[name], experiments, deadline, options.inception_weights)
     return 0
 
 

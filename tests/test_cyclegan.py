@@ -1,6 +1,7 @@
 """CycleGAN: the networks' sizes, the losses by hand, the pool, what each step changes, resume, translation."""
 
 import argparse
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -362,3 +363,78 @@ def test_sizes_and_pools_that_only_the_lab_has(domains, tmp_path, monkeypatch, c
     assert Image.open(tmp_path / "b" / "0000.png").size == (36, 36)
     monkeypatch.chdir(tmp_path / "red")
     assert cyclegan.main([*TOY, "--x", ".", *domains[2:], "--iterations", "1", "--out", str(tmp_path / "here")]) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- pairs
+
+
+def test_what_is_held_out_depends_on_the_name_alone(tmp_path):
+    for folder, names in (("x", range(300)), ("y", range(100, 400))):
+        (tmp_path / folder).mkdir()
+        for number in names:
+            (tmp_path / folder / f"emoji-{number}.png").touch()
+    parts = {}
+    for folder in ("x", "y"):
+        trained, held = cyclegan.held_out_files(tmp_path / folder, 0.2)
+        assert len(trained) + len(held) == 300
+        assert not {file.stem for file in trained} & {file.stem for file in held}
+        assert len(held) == pytest.approx(60, abs=25)  # 3.6 deviations
+        parts[folder] = {file.stem for file in held}
+    common = {f"emoji-{number}" for number in range(100, 300)}
+    assert parts["x"] & common == parts["y"] & common
+
+
+def test_a_run_with_held_out_images_trains_on_the_others(tmp_path, capsys):
+    for seed, folder in enumerate(("x", "y")):
+        save_all(pictures(30, 24, seed), tmp_path / folder)
+        save_all(pictures(3, 24, seed), tmp_path / f"Test_{folder}")  # which are not looked at
+    trained, held = cyclegan.held_out_files(tmp_path / "x", 0.3)
+    words = ["--x", str(tmp_path / "x"), "--y", str(tmp_path / "y"), *TOY, "--dry-run", "--held-out", "0.3"]
+    assert cyclegan.main([*words, "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert f"/x: {len(trained)} colour images" in said
+    assert f"validation {len(held)} and {len(held)} test images" in said
+    for extra, complaint in (
+        (["--x-test", str(tmp_path / "Test_x")], "--held-out: not with --x-test"),
+        (["--held-out", "0.0001"], "--held-out 0.0001 leaves none of its 30 images"),
+    ):
+        assert cyclegan.main([*words, *extra, "--out", str(tmp_path / "other")]) == 2
+        assert complaint in capsys.readouterr().err
+
+
+def test_the_measure_of_pairs_by_hand(tmp_path, monkeypatch, capsys, weights, early):
+    """Negatives, translated by what makes negatives: each is its own counterpart."""
+    images = pictures(5, 16)
+    save_all(images, tmp_path / "x")
+    save_all(255 - images, tmp_path / "y", ".bmp")  # the same names but for the suffix
+    (tmp_path / "x" / "0004.png").rename(tmp_path / "x" / "alone.png")
+
+    class Negative:
+        """A perfect translator."""
+
+        def translate(self, pixels):
+            return 255 - pixels.numpy()
+
+    monkeypatch.setattr(cyclegan, "load_translator", lambda *arguments: Negative())
+    words = ["measure", "m", "--x", str(tmp_path / "x"), "--y", str(tmp_path / "y"), "--image-size", "16"]
+    words += ["--device", "cpu", "--inception-weights", str(weights / "random.pth")]
+    assert cyclegan.main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pairs"] == 4
+    given = images[:4].astype(float) / 127.5 - 1
+    apart = np.array([[np.abs(a - (-b)).mean() for b in given] for a in given])
+    others = apart[~np.eye(4, dtype=bool)].mean()
+    assert found["untranslated, l1"] == pytest.approx({"own counterpart": apart.trace() / 4, "another's": others})
+    among = np.array([[np.abs(a - b).mean() for b in given] for a in given])
+    assert found["translated, l1"]["own counterpart"] == 0
+    assert found["translated, l1"]["another's"] == pytest.approx(among.sum() / 12)
+    assert found["translated, features"]["own counterpart"] == pytest.approx(0, abs=1e-3)
+    assert found["translated, features"]["another's"] > 0.01
+    assert found["untranslated, features"]["own counterpart"] > 0.01
+    assert cyclegan.main(words) == 0
+    assert "4 pairs at 16×16, xy" in capsys.readouterr().out
+    (tmp_path / "none").mkdir()
+    save_all(pictures(2, 16), tmp_path / "none" / "inner")
+    (tmp_path / "none" / "inner" / "0001.png").rename(tmp_path / "none" / "inner" / "b.png")
+    assert cyclegan.main([*words[:4], "--y", str(tmp_path / "none" / "inner"), *words[6:]]) == 2
+    assert "1 of its files have a name that one of --x has" in capsys.readouterr().err

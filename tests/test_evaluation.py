@@ -27,31 +27,6 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A file of random weights in torch-fidelity's layout, and one with other numbers and no logits."""
-    from torch_fidelity import feature_extractor_inceptionv3 as library
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "load_state_dict_from_url", lambda *args, **kwargs: {})
-        patch.setattr(library.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-        torch.manual_seed(0)
-        state = library.FeatureExtractorInceptionV3("random", ["2048"]).state_dict()
-    folder = tmp_path_factory.mktemp("weights")
-    torch.save(state, folder / "random.pth")
-    torch.save({k: t * 0 if k.startswith("fc") else t for k, t in state.items()}, folder / "no-logits.pth")
-    return folder
-
-
-@pytest.fixture
-def early(monkeypatch, tmp_path):
-    """Inception's first layers in the place of its last: as fast as a test; a cache of the test's own."""
-    monkeypatch.setattr(gan, "FEATURES", "64")
-    monkeypatch.setattr(gan, "LOGITS", "192")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "rollnumber_04"
-
-
 @pytest.fixture
 def model(tmp_path):
     """A generator of 8×8 colour images whose pixels differ."""

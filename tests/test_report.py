@@ -1,9 +1,12 @@
 """The experiments: their commands are the script's, and what is kept of a run is what the run wrote."""
 
+import argparse
 import csv
 import json
+import os
 import shlex
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +73,29 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
         report.main()
     assert stop.value.code == 2
     assert "there is no experiment nothing" in capfd.readouterr().err
+
+
+def test_what_a_command_measures_is_kept_in_the_runs_folder(tmp_path, monkeypatch):
+    asked = []
+
+    def fake(line, **options):
+        asked.append(line[1:])
+        return argparse.Namespace(returncode=3 if "bad" in line else 0, stdout=json.dumps({"fid": 7.5}))
+
+    monkeypatch.setattr(report.subprocess, "run", fake)
+    command = "evaluate {out}/generator.safetensors --samples 20"
+    model = f"{os.path.relpath(tmp_path, report.ROOT)}/generator.safetensors"
+    for _ in range(2):  # the second time it is read
+        found = report.measured_by(command, "fid", tmp_path, Path("w.pth"))
+        assert found == {"command": f"python rollnumber_04.py evaluate {model} --samples 20", "fid": 7.5}
+    line = ["rollnumber_04.py", "evaluate", model, "--samples", "20", "--json", "--inception-weights", "w.pth"]
+    assert asked == [line]
+    report.measured_by(command.replace("20", "30"), "fid", tmp_path, None)  # another question
+    report.measured_by("labs.cyclegan measure {out}/m", "pairs", tmp_path, None)
+    assert [words[:3] for words in asked[1:]] == [[*line[:2], model], ["-m", "labs.cyclegan", "measure"]]
+    with pytest.raises(SystemExit, match="evaluate bad ended with status 3"):
+        report.measured_by("evaluate bad", "other", tmp_path, None)
+    assert not (tmp_path / "other.json").exists()
 
 
 @pytest.mark.slow
