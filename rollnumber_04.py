@@ -945,14 +945,72 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
     return F.one_hot(labels, classes).float()
 
 
-class Generator(nn.Module):
+class BaseGenerator(nn.Module):
+    """What draws images with a network from noise z (B×latent_dim) and, if it is conditional, from classes y.
+
+    y is B×classes, one-hot or a mixture of classes. A subclass has the network, and an `architecture` that says
+    `image_size`, `channels`, `latent_dim`, `latent` and the names of the `classes`, none if it is not conditional.
+    """
+
+    architecture: dict[str, Any]
+
+    def generate(
+        self, n: int, label: int | str | None = None, seed: int = 0, truncation: float | None = None
+    ) -> np.ndarray:
+        """Draw n ≥ 1 images: uint8 n×H×W (grey) or n×H×W×3 (colour). Image i of a seed does not depend on n.
+
+        `label` is the name or the number of a class of a conditional generator; None: image i is of class i modulo
+        their number. `truncation` is that of `latents`. Raises UserError for a class that is none.
+        """
+        return np.concatenate([*self.stream(n, label, seed, truncation)])
+
+    def labels_for(self, label: int | str | None, start: int, count: int) -> np.ndarray | None:
+        """The labels, int64 count, of images start … of `generate`; None if it is not conditional. Raises UserError."""
+        classes = self.architecture["classes"]
+        if not classes:
+            if label is not None:
+                raise UserError(f"--label {label}: the generator is not conditional; train one with --conditional")
+            return None
+        if label is None:
+            return np.arange(start, start + count) % len(classes)
+        if label in classes:
+            return np.full(count, classes.index(label))
+        if re.fullmatch(r"\d{1,9}", str(label)) and int(label) < len(classes):
+            return np.full(count, int(label))
+        raise UserError(f"--label {label}: is not among the classes {', '.join(classes)}"[:300])
+
+    def stream(
+        self, n: int, label: int | str | None = None, seed: int = 0, truncation: float | None = None
+    ) -> Iterator[np.ndarray]:
+        """`generate` in pieces of up to GENERATE_BATCH images, for more than fit into memory."""
+        dim, latent, classes = (self.architecture[key] for key in ("latent_dim", "latent", "classes"))
+        if truncation is not None and latent != "normal":
+            raise UserError(f"--truncation {truncation}: the generator's noise is {latent}, not normal")
+        for start in range(0, n, GENERATE_BATCH):
+            labels = self.labels_for(label, start, GENERATE_BATCH)
+            y = None if labels is None else one_hot(torch.from_numpy(labels), len(classes))
+            yield self.draw(latents(seed, start, GENERATE_BATCH, dim, latent, truncation), y)[: n - start]
+
+    @torch.no_grad()
+    def draw(self, z: Tensor, y: Tensor | None = None) -> np.ndarray:
+        """The images of noise z (and classes y) as uint8 n×H×W or n×H×W×3, in eval mode."""
+        training, device = self.training, next(self.parameters()).device
+        self.eval()  # batch norm must use its running averages: an image must not depend on its neighbours
+        try:
+            images = to_uint8(self(z.to(device), None if y is None else y.to(device)))
+        finally:
+            self.train(training)
+        return (images[:, 0] if images.shape[1] == 1 else images.permute(0, 2, 3, 1)).cpu().numpy()
+
+
+class Generator(BaseGenerator):
     """Noise z (B×latent_dim) to images (B×channels×S×S) in (-1, 1).
 
     A linear layer makes a small map, each stage doubles its size and halves its channels. The defaults are the
     assignment's network for CIFAR-10: 370,624 parameters. `arch` is "dcgan", a transposed convolution a stage from
     4..7 pixels on (Radford et al. 2016), or "blocks", two convolutions a stage from 5..8 pixels on and a 1×1
-    convolution at the end. With names of `classes` it is conditional: z and y (B×classes, one-hot or a mixture of
-    classes) go into the linear layer together (Mirza & Osindero 2014).
+    convolution at the end. With names of `classes` it is conditional: z and y go into the linear layer together (Mirza
+    & Osindero 2014).
     """
 
     def __init__(
@@ -992,48 +1050,6 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         return self.layers(self.project(z if y is None else torch.cat([z, y], 1)))
-
-    def generate(self, n: int, label: int | str | None = None, seed: int = 0) -> np.ndarray:
-        """Draw n ≥ 1 images: uint8 n×H×W (grey) or n×H×W×3 (colour). Image i of a seed does not depend on n.
-
-        `label` is the name or the number of a class of a conditional generator; None: image i is of class i modulo
-        their number. Raises UserError for a class that is none.
-        """
-        return np.concatenate([*self.stream(n, label, seed)])
-
-    def labels_for(self, label: int | str | None, start: int, count: int) -> np.ndarray | None:
-        """The labels, int64 count, of images start … of `generate`; None if it is not conditional. Raises UserError."""
-        classes = self.architecture["classes"]
-        if not classes:
-            if label is not None:
-                raise UserError(f"--label {label}: the generator is not conditional; train one with --conditional")
-            return None
-        if label is None:
-            return np.arange(start, start + count) % len(classes)
-        if label in classes:
-            return np.full(count, classes.index(label))
-        if re.fullmatch(r"\d{1,9}", str(label)) and int(label) < len(classes):
-            return np.full(count, int(label))
-        raise UserError(f"--label {label}: is not among the classes {', '.join(classes)}"[:300])
-
-    def stream(self, n: int, label: int | str | None = None, seed: int = 0) -> Iterator[np.ndarray]:
-        """`generate` in pieces of up to GENERATE_BATCH images, for more than fit into memory."""
-        dim, latent, classes = (self.architecture[key] for key in ("latent_dim", "latent", "classes"))
-        for start in range(0, n, GENERATE_BATCH):
-            labels = self.labels_for(label, start, GENERATE_BATCH)
-            y = None if labels is None else one_hot(torch.from_numpy(labels), len(classes))
-            yield self.draw(latents(seed, start, GENERATE_BATCH, dim, latent), y)[: n - start]
-
-    @torch.no_grad()
-    def draw(self, z: Tensor, y: Tensor | None = None) -> np.ndarray:
-        """The images of noise z (and classes y) as uint8 n×H×W or n×H×W×3, in eval mode."""
-        training, device = self.training, self.project.weight.device
-        self.eval()  # batch norm must use its running averages: an image must not depend on its neighbours
-        try:
-            images = to_uint8(self(z.to(device), None if y is None else y.to(device)))
-        finally:
-            self.train(training)
-        return (images[:, 0] if images.shape[1] == 1 else images.permute(0, 2, 3, 1)).cpu().numpy()
 
 
 class Discriminator(nn.Module):
@@ -1100,6 +1116,11 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.score(self.features(self.with_planes(images, labels))).flatten()
 
+    def judge(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The scores B and, if it has a head, the class logits B×classes, of the same features."""
+        features = self.features(self.with_planes(images, labels))
+        return self.score(features).flatten(), None if self.head is None else self.head(features)
+
     def with_planes(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """The images, if D is conditional with a plane for each class besides: 1 for that of the label, else 0."""
         if not self.architecture["conditional"]:
@@ -1130,12 +1151,21 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def latents(seed: int, start: int, count: int, dim: int, latent: str = "normal") -> Tensor:
-    """Noise for images start .. start+count-1 of a seed, float32 count×dim; each image has a stream of its own."""
+def latents(
+    seed: int, start: int, count: int, dim: int, latent: str = "normal", truncation: float | None = None
+) -> Tensor:
+    """Noise for images start .. start+count-1 of a seed, float32 count×dim; each image has a stream of its own.
+
+    `truncation` T draws normal noise from -T … T alone: less variety, better images (Brock et al. 2019, section 3.1).
+    """
     streams = (np.random.default_rng((seed, i)) for i in range(start, start + count))
     if latent == "uniform":
         return torch.from_numpy(np.stack([stream.uniform(-1, 1, dim).astype(np.float32) for stream in streams]))
-    return torch.from_numpy(np.stack([stream.standard_normal(dim, np.float32) for stream in streams]))
+    if truncation is None:
+        return torch.from_numpy(np.stack([stream.standard_normal(dim, np.float32) for stream in streams]))
+    shares = torch.from_numpy(np.stack([stream.random(dim) for stream in streams]))
+    below = torch.special.ndtr(torch.tensor(-truncation, dtype=torch.float64))  # the normal distribution's share
+    return torch.special.ndtri(below + shares * (1 - 2 * below)).clamp(-truncation, truncation).float()
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -1235,6 +1265,47 @@ def r1(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, rn
 
 
 PENALTIES = {"wgan-gp": wgan_gp, "zero-gp": zero_gp, "r1": r1}
+
+
+# Changes of images B×C×H×W in (-1, 1), of each in its own way. The gradient passes through them to G, which does not
+# learn to draw them if D sees real images changed alike (Zhao et al. 2020, whose amounts these are).
+
+
+def recoloured(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Brightness changed by up to 0.5, saturation to 0 … 2 times, contrast to 0.5 … 1.5 times what it was."""
+    brighter, purer, stronger = torch.rand(3, len(images), 1, 1, 1, generator=rng, device=rng.device)
+    images = images + (brighter - 0.5)
+    grey = images.mean(1, keepdim=True)
+    images = grey + 2 * purer * (images - grey)
+    middle = images.mean((1, 2, 3), keepdim=True)
+    return middle + (0.5 + stronger) * (images - middle)
+
+
+def translated(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Shifted by up to an eighth of each side; what comes in is 0.
+
+    By matrices of 0 and 1 that say which old row or column a new one is: to multiply by them is exact, and on a GPU,
+    unlike indexing, its backward pass is the same each time.
+    """
+    moves = []
+    for side in images.shape[2:]:
+        at, most = torch.arange(side, device=rng.device), side // 8
+        by = torch.randint(-most, most + 1, (len(images), 1, 1, 1), generator=rng, device=rng.device)
+        moves.append((at[:, None] + by == at).to(images.dtype))
+    return moves[0] @ images @ moves[1].mT
+
+
+def cut_out(images: Tensor, rng: torch.Generator) -> Tensor:
+    """With a hole of 0, half as high and half as wide, around a random pixel."""
+    inside = []
+    for side in images.shape[2:]:
+        at, cut = torch.arange(side, device=rng.device), side // 2
+        first = torch.randint(side, (len(images), 1, 1, 1), generator=rng, device=rng.device) - cut // 2
+        inside.append((first <= at) & (at < first + cut))
+    return images * ~(inside[0].mT & inside[1])
+
+
+AUGMENTATIONS = {"colour": recoloured, "translation": translated, "cutout": cut_out}
 
 
 ########################################################################################################################
@@ -1394,7 +1465,7 @@ class Recipe:
     `GAN` is this script's; a lab has its own. Options travel everywhere, and their recipe with them.
     """
 
-    program: str  # how it is called
+    program: str  # how it is called: python ...
     least_batch: int
     presets: dict[str, dict[str, Any]]
     parser: Callable[[], argparse.ArgumentParser]
@@ -1403,8 +1474,8 @@ class Recipe:
     folders: Callable[[argparse.Namespace], Sequence[Path | None]]  # of data, in which no run may be written
     load: Callable[[argparse.Namespace], tuple[Images, Images | None, str]]  # training set, validation set, fingerprint
     constants: dict[str, Any]  # options that others have and this one does not
-    names: Sequence[str]  # of the networks
-    checked: Callable[[str | Path, str, Any], dict[str, Any]]  # what a file says of one, or UserError
+    kinds: dict[str, type[nn.Module]]  # of the networks, by their names
+    limits: dict[str, Callable[[Any], bool]]  # which arguments a file may say that one was made with
     networks: Callable[[argparse.Namespace, int, Sequence[str]], dict[str, nn.Module]]  # for channels and classes
     trained: Callable[[argparse.Namespace], dict[str, tuple[Sequence[str], float]]]  # optimizers: networks, rate
     models: Callable[[argparse.Namespace], dict[str, Sequence[str]]]  # files: networks, whose moving average is kept
@@ -1593,6 +1664,14 @@ def instance_noise(run: Run, images: Tensor, options: argparse.Namespace) -> Ten
     return images + (deviation * noise).to(images.dtype)
 
 
+def augment(run: Run, images: Tensor, options: argparse.Namespace) -> Tensor:
+    """Images B×C×H×W changed at random as `augment` asks: what D sees of real and generated images is changed alike."""
+    for kind in AUGMENTATIONS:
+        if kind in options.augment.split(","):
+            images = AUGMENTATIONS[kind](images, run.rng)
+    return images
+
+
 def update(run: Run, name: str, loss: Tensor) -> None:
     """A step of an optimizer down a loss, by the gradient of all processes' losses."""
     optimizer = run.optimizers[name]
@@ -1617,10 +1696,9 @@ def discriminator_step(
         with torch.no_grad():  # D's step does not reach into G
             fake = run.generator(*run.inputs(len(real), labels))
         shown, shown_labels = run.pools["fakes"].swap(fake, labels, run.rng) if run.pools else (fake, labels)
+        real, shown = augment(run, real, options), augment(run, shown, options)
         # Apart, so that batch norm never mixes the statistics of real and fake images.
-        features = network.features(network.with_planes(instance_noise(run, real, options), labels))
-        real_score = network.score(features).flatten()
-        logits = None if network.head is None else network.head(features)
+        real_score, logits = network.judge(instance_noise(run, real, options), labels)
         with running_averages_kept(network):
             fake_score = network(instance_noise(run, shown, options), shown_labels)
     real_score, fake_score = real_score.float(), fake_score.float()
@@ -1630,6 +1708,7 @@ def discriminator_step(
     if (middle := UNDECIDED.get(options.loss)) is not None:
         measures += [(real_score > middle).float().mean(), (fake_score < middle).float().mean()]
     if options.penalty != "none":  # at images without noise; in float32, which a gradient's gradient needs
+        fake = augment(run, fake, options)  # not `shown`, whose labels may be others
         with running_averages_kept(network):
             penalty = PENALTIES[options.penalty](lambda x: network(x, labels), real.float(), fake.float(), run.rng)
         total = total + options.penalty_weight * penalty
@@ -1646,7 +1725,8 @@ def generator_step(run: Run, count: int, options: argparse.Namespace, labels: Te
     """One update of G on `count` fresh noise vectors, for labels B if conditional; returns its loss, on the device."""
     run.discriminator.requires_grad_(False)  # the gradient passes through D; D's own is not wanted
     with run.autocast(), running_averages_kept(run.discriminator):
-        fake = instance_noise(run, run.generator(*run.inputs(count, labels)), options)
+        fake = augment(run, run.generator(*run.inputs(count, labels)), options)
+        fake = instance_noise(run, fake, options)
         fake_score = run.discriminator(fake, labels).float()
     value = LOSSES[options.loss][1](fake_score)
     update(run, "generator", value)
@@ -2204,7 +2284,7 @@ def plot_weights(run: Run, out: Path, iterations: int | None = None) -> None:
     for title, trained in run.networks.items():
         network = deepcopy(trained).eval()  # in training mode looking at a spectrally normalised weight changes it
         layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
-        draws = isinstance(trained, Generator)
+        draws = isinstance(trained, BaseGenerator)
         at_pixels = layers[-1 if draws else 0]
         inch = 1 / (2.3 * len(layers))  # of the figure's height; fixed margins, for a layout engine would draw it twice
         figure = Figure(figsize=(12, 1 / inch), dpi=80)
@@ -2222,8 +2302,8 @@ def plot_weights(run: Run, out: Path, iterations: int | None = None) -> None:
                 weight = weight.transpose(0, 1)
             elif layer is getattr(network, "project", None):  # a number of z adds a base×base map to each channel
                 weight = weight.unflatten(0, (-1, network.base, network.base)).permute(0, 3, 1, 2)
-            elif isinstance(layer, nn.Linear):  # of the head, whose first layer sees maps of base×base
-                side = network.base if layer is network.head[1] else 1
+            elif isinstance(layer, nn.Linear):  # the head's first layer sees maps of base×base
+                side = network.base if getattr(network, "head", None) and layer is network.head[1] else 1
                 weight = weight.unflatten(1, (-1, side, side))
             if layer is at_pixels:
                 weight = weight[:, : network.architecture["channels"]]  # not those of the class planes
@@ -2421,7 +2501,7 @@ def difference(found: Any, expected: Any, name: str) -> str:
 def check_checkpoint(saved: dict[str, Any], path: Path, options: argparse.Namespace) -> None:
     """Raise UserError unless a checkpoint holds a run of its own options, before anything of its size is built."""
     recipe = options.recipe
-    of = {name: recipe.checked(path, name, saved["architecture"].get(name)) for name in recipe.names}
+    of = {name: checked_architecture(path, name, saved["architecture"].get(name), recipe) for name in recipe.kinds}
     if any(architecture.get("image_size", options.image_size) != options.image_size for architecture in of.values()):
         raise UserError(f"{path}: its networks are not for --image-size {options.image_size}")
     channels = max(architecture["channels"] for architecture in of.values())
@@ -2578,16 +2658,14 @@ def is_class_name(name: Any) -> bool:
     return isinstance(name, str) and name.isprintable()
 
 
-NETWORKS = {"generator": Generator, "discriminator": Discriminator}
-
-
-def checked_architecture(path: str | Path, name: str, architecture: Any) -> dict[str, Any]:
-    """What a file says of a network, if it is one that can be made here. Raises UserError."""
-    defaults = {key: parameter.default for key, parameter in inspect.signature(NETWORKS[name]).parameters.items()}
-    if not isinstance(architecture, dict) or not {"image_size"} <= architecture.keys() <= defaults.keys():
-        raise UserError(f"{path}: does not say what {name} its weights are of")
-    architecture = defaults | {"classes": []} | architecture  # older files do not know the later ones
-    if not all(LIMITS[key](value) for key, value in architecture.items()):
+def checked_architecture(path: str | Path, name: str, architecture: Any, recipe: Recipe) -> dict[str, Any]:
+    """What a file says of a network, if it is one that the recipe makes. Raises UserError."""
+    kind = inspect.signature(recipe.kinds[name]).parameters
+    defaults = {key: [] if key == "classes" else parameter.default for key, parameter in kind.items()}
+    if not isinstance(architecture, dict) or not {"channels"} <= architecture.keys() <= defaults.keys():
+        raise UserError(f"{path}: does not say what {name} of this program its weights are of; labs have their own")
+    architecture = defaults | architecture  # older files do not know the later ones
+    if not all(recipe.limits[key](value) for key, value in architecture.items()):
         raise UserError(f"{path}: its {name} is not one that is made here: {str(architecture)[:200]}")
     return architecture
 
@@ -2601,14 +2679,13 @@ def load_network(
     path: str | Path,
     name: str,
     device: str | torch.device = "cpu",
-    kind: type[nn.Module] | None = None,
-    checked: Callable[[str | Path, str, Any], dict[str, Any]] = checked_architecture,
+    recipe: Recipe | None = None,
 ) -> nn.Module:
     """The "generator" or "discriminator" of a `.safetensors` model or a checkpoint: its average, if there is one.
 
-    A network of another program is of another `kind`, what the file says of it `checked` by that program. Raises
-    UserError.
+    That of a lab is of the lab's `recipe`. Raises UserError.
     """
+    recipe = recipe or GAN
     if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such model")
     if zipfile.is_zipfile(path):
@@ -2629,7 +2706,7 @@ def load_network(
                 weights = {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
         except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError):
             raise UserError(f"{path}: neither a .safetensors model nor a checkpoint, or damaged") from None
-    kind, architecture = kind or NETWORKS[name], checked(path, name, architecture)
+    kind, architecture = recipe.kinds[name], checked_architecture(path, name, architecture, recipe)
     with torch.device("meta"):
         expected = kind(**architecture).state_dict()
     if wrong := difference(weights, expected, name):
@@ -2733,7 +2810,7 @@ def real_sample(images: Images, count: int) -> tuple[Tensor, str]:
 
 
 def quality(fake: dict[str, Tensor], real: Tensor, inception: Inception, seed: int = 0) -> dict[str, float]:
-    """What torch-fidelity finds in the features of at least FEWEST samples and FEWEST real images.
+    """What torch-fidelity finds in the features (and logits) of at least FEWEST samples and FEWEST real images.
 
     FID (Heusel et al. 2017); KID over subsets of 1,000, or half of the images (Bińkowski et al. 2018); precision and
     recall of the 3rd neighbour (Kynkäänniemi et al. 2019, who take VGG's features); with logits the inception score
@@ -2747,7 +2824,7 @@ def quality(fake: dict[str, Tensor], real: Tensor, inception: Inception, seed: i
     size = min(1000, len(features) // 2, len(real) // 2)
     found |= metric_kid.kid_features_to_metric(features, real, kid_subset_size=size, rng_seed=seed, verbose=False)
     found |= metric_prc.prc_features_to_metric(features, real, save_cpu_ram=True, prc_batch_size=2000, verbose=False)
-    if inception.has_logits:
+    if inception.has_logits and LOGITS in fake:
         found |= metric_isc.isc_features_to_metric(fake[LOGITS], rng_seed=seed)
     names = dict(
         fid="frechet_inception_distance",
@@ -2791,9 +2868,11 @@ def fid_during(options: argparse.Namespace, images: Images, device: torch.device
     return fid
 
 
-def labelled_samples(generator: Generator, count: int, seed: int = 0) -> tuple[Tensor, np.ndarray | None]:
+def labelled_samples(
+    generator: BaseGenerator, count: int, seed: int = 0, truncation: float | None = None
+) -> tuple[Tensor, np.ndarray | None]:
     """Samples uint8 n×H×W×C, classes in turn, and their labels; None if the generator is not conditional."""
-    samples = torch.from_numpy(generator.generate(count, seed=seed))
+    samples = torch.from_numpy(generator.generate(count, seed=seed, truncation=truncation))
     return samples.reshape(*samples.shape[:3], -1), generator.labels_for(None, 0, count)
 
 
@@ -2889,6 +2968,14 @@ def norms(text: str) -> str:
     return text
 
 
+def augmentations(text: str) -> str:
+    """An argparse type: "none", or some of AUGMENTATIONS with commas between them."""
+    if text != "none" and not set(text.split(",")) <= set(AUGMENTATIONS):
+        known = ",".join(AUGMENTATIONS)
+        raise argparse.ArgumentTypeError(f"{text!r} is neither none nor {known}, nor some of these")
+    return text
+
+
 def some_path(text: str) -> Path:
     """An argparse type: a path, but not the empty one of a shell's unset variable, which Path takes for this folder."""
     if not text or "\0" in text:
@@ -2899,6 +2986,8 @@ def some_path(text: str) -> Path:
 whole, real = partial(number, int), partial(number, float)
 DEVICE = dict(default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 … or mps")
 SWITCH = dict(action=argparse.BooleanOptionalAction, default=False)
+WEIGHTS = dict(type=some_path, metavar="FILE", help="torch-fidelity's Inception weights; fetched by it if left out")
+D_STEPS = dict(type=whole(1, 100), default=1, help="steps of D, a new batch each, to one of G")
 CACHE = dict(action=argparse.BooleanOptionalAction, default=True, help="keep many files' pixels for the next time")
 
 
@@ -2914,6 +3003,28 @@ def add_main(parser: argparse.ArgumentParser, presets: dict[str, dict[str, Any]]
     add("--dry-run", action="store_true", help="one real step, every file written")
 
 
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The images that are trained on."""
+    add = parser.add_argument_group("data").add_argument
+    add("--data", type=some_path, metavar="PATH", help="images; drawn shapes if left out")
+    add("--split", choices=("train", "all"), default="train", help="all: the test images, too")
+    names = ("cifar10", "cifar100", "mnist", "fashion-mnist", "emnist", "svhn")
+    add("--download", choices=names, help="fetch it into --data (or ./data) first, by torchvision")
+    add("--image-size", type=whole(1, 1024), help="pixels a side; the images' own if left out")
+    add("--flip", **SWITCH, help="mirror half of the images")
+    add("--skip-unreadable", **SWITCH, help="leave damaged images out instead of stopping")
+    add("--cache", **CACHE)
+
+
+def add_objective(parser: argparse.ArgumentParser) -> None:
+    """What G and D minimise."""
+    add = parser.add_argument_group("objective").add_argument
+    add("--loss", choices=LOSSES, default="ls", help="least squares, cross-entropy on logits, hinge or Wasserstein")
+    add("--conditional", **SWITCH, help="G draws, and D judges, an image of a given class")
+    add("--penalty", choices=("none", *PENALTIES), default="none", help="on D's gradient at images")
+    add("--penalty-weight", type=real(0, 10**6), default=10.0, metavar="W", help="W · the penalty joins J(D)")
+
+
 def add_optimizers(parser: argparse.ArgumentParser) -> Callable[..., Any]:
     """Optimizers and rates; returns what adds to their group."""
     add = parser.add_argument_group("optimizers").add_argument
@@ -2923,6 +3034,28 @@ def add_optimizers(parser: argparse.ArgumentParser) -> Callable[..., Any]:
     add("--beta1", type=real(0, 0.9999), default=0.5, help="Adam's first decay; sgd's momentum")
     add("--beta2", type=real(0, 0.999999), default=0.999, help="Adam's second decay")
     return add
+
+
+def add_stabilisers(parser: argparse.ArgumentParser) -> None:
+    """What keeps D from winning, and G from swinging."""
+    add = parser.add_argument_group("stabilisers").add_argument
+    add("--label-smoothing", type=real(0, 0.5), default=0.0, metavar="S", help="D's target for real images is 1 - S")
+    add(
+        "--instance-noise",
+        type=real(0, 10),
+        default=0.0,
+        metavar="SIGMA",
+        help="noise on all that D sees, falling to 0 over the run; the images' range is -1 … 1",
+    )
+    add("--replay", type=whole(0, 2**16), default=0, metavar="N", help="D also sees earlier fakes, from a pool of N")
+    add(
+        "--augment",
+        type=augmentations,
+        default="none",
+        metavar="KIND[,KIND]",
+        help=f"change all that D sees at random: some of {','.join(AUGMENTATIONS)}",
+    )
+    add("--ema", type=real(0, 10**9), default=50_000, help="half-life of the averages, in images")
 
 
 def add_performance(parser: argparse.ArgumentParser) -> None:
@@ -2956,9 +3089,17 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     add("--keep", type=whole(1, 10**6), default=5, help="numbered checkpoints that stay")
 
 
-def build_parser(command: str = "train") -> argparse.ArgumentParser:
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """FID while a run goes on."""
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--evaluate-every", type=whole(0, 10**8), default=0, metavar="N", help="likewise between FIDs; 0 is none")
+    add("--evaluate-samples", type=whole(FEWEST, 10**6), default=2000, metavar="N", help="samples for each of them")
+    add("--inception-weights", **WEIGHTS)
+
+
+def build_parser(command: str = "train", program: str = "rollnumber_04.py") -> argparse.ArgumentParser:
     """The command line of one command; `train` is the one that needs no name."""
-    prog = "rollnumber_04.py" if command == "train" else f"rollnumber_04.py {command}"
+    prog = program if command == "train" else f"{program} {command}"
     layout = partial(Help, max_help_position=34, width=120)
     description = {
         "train": f"Train a GAN on small images. Other commands, each with its --help: {', '.join(COMMANDS[1:])}.",
@@ -2977,6 +3118,9 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
         add("images", type=some_path, nargs="+", metavar="IMAGE|DATA", help="image files, or a folder or file of data")
         add("--shares", action="store_true", help="print the share of each class alone")
         return parser
+    if command != "train":
+        truncation = "noise from -T … T: less variety, better images"
+        add("--truncation", type=real(0, 10, True), metavar="T", help=truncation)
     if command in ("generate", "interpolate"):
         add("--seed", type=whole(0, 2**31 - 1), default=0, help="image i of a seed is always the same")
     if command == "generate":
@@ -2992,14 +3136,13 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
         add("--out", type=some_path, required=True, metavar="PATH", help="x.png (a sheet) or x.gif")
         return parser
 
-    weights = dict(type=some_path, metavar="FILE", help="torch-fidelity's Inception weights; fetched by it if left out")
     if command == "evaluate":
         add("--data", type=some_path, metavar="PATH", help="real images; drawn shapes if left out")
         add("--split", choices=("train", "test", "all"), default="train", help="of the real images")
         add("--samples", type=whole(FEWEST, 10**7), default=50_000, metavar="N", help="generated images")
         add("--reference", type=whole(FEWEST, 10**7), metavar="N", help="real images; all if left out")
         add("--seed", type=whole(0, 2**31 - 1), default=0, help="of the samples")
-        add("--inception-weights", **weights)
+        add("--inception-weights", **WEIGHTS)
         add("--neighbours", type=some_path, metavar="PNG", help="draw 16 samples, each with its 5 nearest real images")
         add(
             "--judge",
@@ -3013,16 +3156,7 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
         return parser
 
     add_main(parser, PRESETS)
-    add = parser.add_argument_group("data").add_argument
-    add("--data", type=some_path, metavar="PATH", help="images; drawn shapes if left out")
-    add("--split", choices=("train", "all"), default="train", help="all: the test images, too")
-    names = ("cifar10", "cifar100", "mnist", "fashion-mnist", "emnist", "svhn")
-    add("--download", choices=names, help="fetch it into --data (or ./data) first, by torchvision")
-    add("--image-size", type=whole(1, 1024), help="pixels a side; the images' own if left out")
-    add("--flip", **SWITCH, help="mirror half of the images")
-    add("--skip-unreadable", **SWITCH, help="leave damaged images out instead of stopping")
-    add("--cache", **CACHE)
-
+    add_data(parser)
     add = parser.add_argument_group("networks").add_argument
     add("--arch", choices=ARCHITECTURES, default="dcgan", help="a convolution a stage, or blocks of two and three")
     add("--upsample", choices=UPSAMPLES, default="deconv", help="how G's stages double the size")
@@ -3044,12 +3178,8 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
     add("--negative-slope-g", type=real(0, 1), default=0.0, help="of G's leaky ReLU; 0 is a ReLU")
     add("--negative-slope", type=real(0, 1), default=0.2, help="of D's leaky ReLU")
     add("--dropout", type=real(0, 0.99), default=0.0, metavar="P", help="after each of D's stages")
-
-    add = parser.add_argument_group("objective").add_argument
-    add("--loss", choices=LOSSES, default="ls", help="least squares, cross-entropy on logits, hinge or Wasserstein")
-    add("--conditional", **SWITCH, help="G draws, and D judges, an image of a given class")
-    add("--penalty", choices=("none", *PENALTIES), default="none", help="on D's gradient at images")
-    add("--penalty-weight", type=real(0, 10**6), default=10.0, metavar="W", help="W · the penalty joins J(D)")
+    add_objective(parser)
+    add = parser.add_argument_group("classification").add_argument
     add("--multitask", **SWITCH, help="D also tells the class of an image")
     add("--class-weight", type=real(0, 10**6), default=1.0, metavar="W", help="J(D_total) = J(D) + W·J(C)")
     add(
@@ -3058,27 +3188,11 @@ def build_parser(command: str = "train") -> argparse.ArgumentParser:
         metavar="SHARE",
         help="of the training images, held out for validation; if left out, the test images, or 0.1 without them",
     )
-
-    add = add_optimizers(parser)
-    add("--d-steps", type=whole(1, 100), default=1, help="steps of D, a new batch each, to one of G")
-    add = parser.add_argument_group("stabilisers").add_argument
-    add("--label-smoothing", type=real(0, 0.5), default=0.0, metavar="S", help="D's target for real images is 1 - S")
-    add(
-        "--instance-noise",
-        type=real(0, 10),
-        default=0.0,
-        metavar="SIGMA",
-        help="noise on all that D sees, falling to 0 over the run; the images' range is -1 … 1",
-    )
-    add("--replay", type=whole(0, 2**16), default=0, metavar="N", help="D also sees earlier fakes, from a pool of N")
-    add("--ema", type=real(0, 10**9), default=50_000, help="half-life of the averages, in images")
-
+    add_optimizers(parser)("--d-steps", **D_STEPS)
+    add_stabilisers(parser)
     add_performance(parser)
     add_output(parser)
-    add = parser.add_argument_group("evaluation").add_argument
-    add("--evaluate-every", type=whole(0, 10**8), default=0, metavar="N", help="likewise between FIDs; 0 is none")
-    add("--evaluate-samples", type=whole(FEWEST, 10**6), default=2000, metavar="N", help="samples for each of them")
-    add("--inception-weights", **weights)
+    add_evaluation(parser)
     return parser
 
 
@@ -3153,7 +3267,7 @@ def resumed_options(
         if getattr(given, flag) != parser.get_default(flag):
             raise UserError(f"--{flag.replace('_', '-')}: does not go with --resume")
     path, saved = find_checkpoint(given)
-    if saved["architecture"].keys() != set(given.recipe.names):
+    if saved["architecture"].keys() != given.recipe.kinds.keys():
         raise UserError(
             f"{path}: holds {', '.join(map(str, saved['architecture']))}: it is no run of this program"[:300]
         )
@@ -3291,8 +3405,8 @@ GAN = Recipe(
     folders=lambda o: [o.data],
     load=load_data,
     constants={},
-    names=(*NETWORKS,),
-    checked=checked_architecture,
+    kinds={"generator": Generator, "discriminator": Discriminator},
+    limits=LIMITS,
     networks=make_networks,
     trained=lambda o: {"generator": (("generator",), o.lr_g), "discriminator": (("discriminator",), o.lr_d)},
     models=lambda o: {name: (name,) for name in ("generator", *(["discriminator"] if o.multitask else []))},
@@ -3625,17 +3739,18 @@ def generate(options: argparse.Namespace) -> Path:
         raise UserError(f"--out {out}: must end in .png or .npz, or name a folder without a dot")
     if kind == ".png" and options.count > 10_000:
         raise UserError(f"--count {options.count}: a sheet holds 10,000; --out x.npz or a folder takes more")
-    generator = load_generator(options.model, choose_device(options.device))
+    generator = load_network(options.model, "generator", choose_device(options.device), options.recipe)
     try:
         if kind and out.is_dir():
             raise UserError(f"--out {out}: is a folder")
         if not kind and out.is_dir() and any(out.iterdir()):
             raise UserError(f"--out {out}: the folder is not empty")
-        shape = generator.generate(1, options.label, options.seed).shape[1:]
+        shape = generator.generate(1, options.label, options.seed, options.truncation).shape[1:]
         images = np.empty((options.count if kind else 0, *shape), np.uint8)
         (out.parent if kind else out).mkdir(parents=True, exist_ok=True)
         with progress_bar(total=options.count, unit="img", leave=False) as bar:
-            for k, piece in enumerate(generator.stream(options.count, options.label, options.seed)):
+            pieces = generator.stream(options.count, options.label, options.seed, options.truncation)
+            for k, piece in enumerate(pieces):
                 start = k * GENERATE_BATCH
                 if kind:
                     images[start : start + len(piece)] = piece
@@ -3680,13 +3795,16 @@ def interpolate(options: argparse.Namespace) -> Path:
         raise UserError(f"--labels {options.labels}: takes two classes with a comma between them")
     if names and options.spherical:
         raise UserError("--spherical: is a path of z, not of classes")
-    generator = load_generator(options.model, choose_device(options.device))
+    generator = load_network(options.model, "generator", choose_device(options.device), options.recipe)
     dim, latent, classes = (generator.architecture[key] for key in ("latent_dim", "latent", "classes"))
     if names and not classes:
         raise UserError(f"--labels {options.labels}: the generator is not conditional; train one with --conditional")
+    if options.truncation is not None and latent != "normal":
+        raise UserError(f"--truncation {options.truncation}: the generator's noise is {latent}, not normal")
+    noise = partial(latents, options.seed, 0, dim=dim, latent=latent, truncation=options.truncation)
     shares = torch.linspace(0, 1, options.steps).tolist()
     if names:
-        zs = [latents(options.seed, 0, rows, dim, latent)] * options.steps
+        zs = [noise(rows)] * options.steps
         try:
             labels = [generator.labels_for(name, 0, rows) for name in names]
         except UserError as error:
@@ -3694,7 +3812,7 @@ def interpolate(options: argparse.Namespace) -> Path:
         first, second = (one_hot(torch.from_numpy(part), len(classes)) for part in labels)
         ys = [torch.lerp(first, second, share) for share in shares]
     else:
-        first, second = latents(options.seed, 0, 2 * rows, dim, latent).unflatten(0, (rows, 2)).unbind(1)
+        first, second = noise(2 * rows).unflatten(0, (rows, 2)).unbind(1)
         zs = [(spherical if options.spherical else torch.lerp)(first, second, share) for share in shares]
         ys = [one_hot(torch.arange(rows) % len(classes), len(classes)) if classes else None] * options.steps
     columns = [generator.draw(z, y) for z, y in zip(zs, ys, strict=True)]
@@ -3735,7 +3853,7 @@ def measure_model(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--neighbours {picture}: must name a .png file")
     if picture:
         check_writable("--neighbours", picture.parent)
-    generator = load_generator(options.model, device)
+    generator = load_network(options.model, "generator", device, options.recipe)
     size, channels, asked = (generator.architecture[key] for key in ("image_size", "channels", "classes"))
     images = load_images(options.data, options.split, size, options.skip_unreadable, options.cache)
     images = with_channels(images, channels)
@@ -3751,7 +3869,8 @@ def measure_model(options: argparse.Namespace) -> dict[str, Any]:
     classes = judge_samples(generator, images, device, options) if judge else None
     pixels, name = real_sample(images, options.reference or len(images.pixels))
     real = reference_features(inception, pixels, name)
-    fake = inception.features(generator.stream(options.samples, seed=options.seed), options.samples, "samples")
+    samples = generator.stream(options.samples, seed=options.seed, truncation=options.truncation)
+    fake = inception.features(samples, options.samples, "samples")
     result = {
         "model": str(options.model),
         "data": str(options.data or "shapes"),
@@ -3763,6 +3882,7 @@ def measure_model(options: argparse.Namespace) -> dict[str, Any]:
         "weights": inception.digest,
         "resize": RESIZE,
         "seed": options.seed,
+        "truncation": options.truncation,
         "biased": min(options.samples, len(real)) < BIASED,
         "device": device_name(device),
         "torch": str(torch.__version__),
@@ -3772,7 +3892,12 @@ def measure_model(options: argparse.Namespace) -> dict[str, Any]:
         result["classes"] = classes
     if picture:
         draw_neighbours(
-            generator.generate(16, seed=options.seed), fake[FEATURES][:16], images.pixels, pixels, real, picture
+            generator.generate(16, seed=options.seed, truncation=options.truncation),
+            fake[FEATURES][:16],
+            images.pixels,
+            pixels,
+            real,
+            picture,
         )
     return result | {"seconds": round(time.perf_counter() - begun, 1)}
 
@@ -3822,7 +3947,8 @@ def judge_samples(
             run.epoch, run.seen = run.epoch + 1, 0
     _, accuracy, _ = validate(run.averages["discriminator"], held)
     count = min(options.samples, 10_000)
-    said = judged(run.averages["discriminator"], *labelled_samples(generator, count, options.seed))
+    samples = labelled_samples(generator, count, options.seed, options.truncation)
+    said = judged(run.averages["discriminator"], *samples)
     return {"classifier_accuracy": accuracy, "classifier_validated_on": len(held.labels), **said}
 
 
@@ -3840,7 +3966,8 @@ def evaluation_text(result: dict[str, Any]) -> str:
         lines += [f"  {name:15} {share:.2%}" for name, share in classes["share of each class"].items()]
         accuracy, held = classes["classifier_accuracy"], classes["classifier_validated_on"]
         lines += [f"classifier        {accuracy:.2%} right on {held:,} images that it was not trained on"]
-    lines += [f"of                {result['n_fake']:,} samples, seed {result['seed']}, of {result['model']}"]
+    truncated = f", truncation {result['truncation']:g}" if result["truncation"] is not None else ""
+    lines += [f"of                {result['n_fake']:,} samples, seed {result['seed']}{truncated}, of {result['model']}"]
     lines += [f"against           {result['n_real']:,} images of {result['data']}, split {result['split']}"]
     lines += [f"network           {result['network']}, weights {result['weights']}, {result['resize']}"]
     lines += [f"time              {clock(result['seconds'])} on {result['device']}"]
@@ -3938,7 +4065,7 @@ def complain(program: str, sentence: str, status: int) -> int:
     return status
 
 
-def call_command(command: Callable[[], Any], program: str = GAN.program) -> int:
+def call_command(command: Callable[[], Any], program: str) -> int:
     """Do what a command line asks for; returns the exit status: 0, 2 for a user's mistake, 1 for a failure, 130 …"""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, or a program without a console
@@ -3979,14 +4106,32 @@ def exit_with(main: Callable[[], int]) -> None:
     sys.exit(status)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns its exit status: 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
+def main(
+    argv: Sequence[str] | None = None, recipe: Recipe = GAN, others: dict[str, Callable[[list[str]], Any]] | None = None
+) -> int:
+    """Run a command line; returns its exit status: 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C.
+
+    A lab's `recipe` comes with the lab's own commands, functions of the words after their name.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
-    name = argv.pop(0) if argv and argv[0] in COMMANDS else "train"
-    others = {"generate": generate, "interpolate": interpolate, "evaluate": evaluate, "classify": classify}
-    if name == "train":
-        return call_command(lambda: train(parse_options(argv)))
-    return call_command(lambda: others[name](build_parser(name).parse_args(argv)))
+    if others is None:
+        calls = {"generate": generate, "interpolate": interpolate, "evaluate": evaluate, "classify": classify}
+        others = {name: partial(call_with_options, name, call, recipe) for name, call in calls.items()}
+    command = others.get(argv[0]) if argv else None
+    call = partial(command, argv[1:]) if command else lambda: train(parse_options(argv, recipe))
+    return call_command(call, program_name(recipe))
+
+
+def call_with_options(name: str, call: Callable[[argparse.Namespace], Any], recipe: Recipe, argv: Sequence[str]) -> Any:
+    """Call one of this script's commands with a command line, on models of a recipe."""
+    parser = build_parser(name, program_name(recipe))
+    parser.set_defaults(recipe=recipe)
+    return call(parser.parse_args(argv))
+
+
+def program_name(recipe: Recipe) -> str:
+    """The name that a program's complaints begin with: labs.NAME of a lab."""
+    return recipe.program.removeprefix("-m ")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python -m benchmarks.quality --data ./cifar10 --out quality.json                  # everything, on a GPU minutes
     python -m benchmarks.quality --data ./cifar10 --images 2000 --out quality.json    # smaller, for a CPU
+    python -m benchmarks.quality --data ./cifar10 --radii --models --out quality.json    # the data's own distance alone
 
 Measures the FID of the test images against the training images, of training images of which half are blurred, more and
 more, against the test images, and of samples of each model against the training images.
@@ -23,16 +24,14 @@ import rollnumber_04 as gan
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = [ROOT / "saved_models" / f"cifar10-{name}.safetensors" for name in ("ls", "multitask")]
-RADII = (0.0, 0.25, 0.5, 1.0, 2.0)  # of the Gaussian blur, in pixels
+RADII = (0.25, 0.5, 1.0, 2.0)  # of the Gaussian blur, in pixels
 
 
-def half_blurred(pixels: np.ndarray, radius: float) -> Iterator[np.ndarray]:
-    """Images uint8 N×H×W×3 in pieces, every second one blurred."""
+def blurred(pixels: np.ndarray, radius: float) -> Iterator[np.ndarray]:
+    """Images uint8 N×H×W×3, blurred, in pieces."""
     for start in range(0, len(pixels), gan.GENERATE_BATCH):
-        piece = pixels[start : start + gan.GENERATE_BATCH].copy()
-        for i in range(0, len(piece) if radius else 0, 2):
-            piece[i] = Image.fromarray(piece[i]).filter(ImageFilter.GaussianBlur(radius))
-        yield piece
+        piece = (Image.fromarray(image) for image in pixels[start : start + gan.GENERATE_BATCH])
+        yield np.stack([image.filter(ImageFilter.GaussianBlur(radius)) for image in piece])
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -47,27 +46,33 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "figures": [],
     }
 
-    def timed(what: str, fake: Iterator[np.ndarray], count: int, reference: torch.Tensor, of: str) -> None:
-        begun = time.perf_counter()
-        features = inception.features(fake, count, what)
+    def record(what: str, features: dict[str, torch.Tensor], reference: torch.Tensor, of: str, begun: float) -> None:
+        count = len(features[gan.FEATURES])
         found = gan.quality(features, reference, inception)
         facts = {"what": what, "n": count, "against": of, "n_reference": len(reference), **found}
         results["figures"].append(facts | {"seconds": round(time.perf_counter() - begun, 1)})
         print(f"{what:45} {count:7,} against {len(reference):7,} {of:15} FID {found['fid']:8.3f}", flush=True)
 
+    begun = time.perf_counter()
     images = {split: gan.load_images(options.data, split) for split in ("train", "test")}
     chosen = {split: gan.real_sample(part, options.images or len(part.pixels)) for split, part in images.items()}
     real = {split: gan.reference_features(inception, *sample) for split, sample in chosen.items()}
-    test = chosen["test"][0].numpy()
-    timed("test images", half_blurred(test, 0.0), len(test), real["train"], "training images")
-    same_number = gan.real_sample(images["train"], len(test))[0].numpy()
-    for radius in RADII:
-        what = f"training images, half of them blurred by {radius}" if radius else "training images"
-        timed(what, half_blurred(same_number, radius), len(test), real["test"], "test images")
+    record("test images", {gan.FEATURES: real["test"]}, real["train"], "training images", begun)
+    begun = time.perf_counter()
+    some, name = gan.real_sample(images["train"], len(real["test"]))
+    sharp = gan.reference_features(inception, some, name)
+    record("training images", {gan.FEATURES: sharp}, real["test"], "test images", begun)
+    for radius in options.radii:
+        begun, features = time.perf_counter(), sharp.clone()
+        half = some[::2].numpy()
+        features[::2] = inception.features(blurred(half, radius), len(half), "blurred")[gan.FEATURES]
+        what = f"training images, half of them blurred by {radius:g}"
+        record(what, {gan.FEATURES: features}, real["test"], "test images", begun)
     for path in options.models:
-        generator = gan.load_generator(path, device)
-        count = options.images or options.samples
-        timed(path.name, generator.stream(count, seed=options.seed), count, real["train"], "training images")
+        begun, generator = time.perf_counter(), gan.load_generator(path, device)
+        count = min(options.images or options.samples, options.samples)
+        features = inception.features(generator.stream(count, seed=options.seed), count, path.name)
+        record(path.name, features, real["train"], "training images", begun)
     return results
 
 
@@ -76,6 +81,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10, in any layout")
     parser.add_argument("--models", type=Path, nargs="*", default=MODELS, help="generators of 32×32 colour images")
+    parser.add_argument("--radii", type=float, nargs="*", default=RADII, metavar="PIXELS", help="of the blurs")
     parser.add_argument("--samples", type=int, default=50_000, help="of each model")
     parser.add_argument("--images", type=int, help="at most so many of everything; biased, but sooner")
     parser.add_argument("--seed", type=int, default=0)

@@ -21,7 +21,6 @@ import hashlib
 import io
 import json
 import re
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -163,20 +162,12 @@ def make_networks(options: argparse.Namespace, channels: int, classes: Sequence[
     }
 
 
-def checked(path: str | Path, name: str, architecture: Any) -> dict[str, Any]:
-    """What a file says of a network, if it is one that can be made here. Raises UserError."""
-    limits = {
-        "style": lambda x: x in STYLES,
-        "channels": lambda x: type(x) is int and x in (1, 3),
-        "width": lambda x: type(x) is int and 1 <= x <= 1024,
-    }
-    if name in ("xy", "yx"):
-        limits["blocks"] = lambda x: type(x) is int and 0 <= x <= 100
-    if not isinstance(architecture, dict) or architecture.keys() != limits.keys():
-        raise UserError(f"{path}: does not say what {name} its weights are of: not a model of CycleGAN")
-    if not all(limits[key](value) for key, value in architecture.items()):
-        raise UserError(f"{path}: its {name} is not one that is made here: {str(architecture)[:200]}")
-    return architecture
+LIMITS = {  # of what a file may say of a network
+    "style": lambda x: x in STYLES,
+    "channels": gan.LIMITS["channels"],
+    "width": gan.LIMITS["width"],
+    "blocks": lambda x: type(x) is int and 0 <= x <= 100,
+}
 
 
 ########################################################################################################################
@@ -503,8 +494,8 @@ RECIPE = gan.Recipe(
     fixed=FIXED,
     folders=lambda o: [o.x, o.y, o.x_test, o.y_test],
     load=load,
-    names=NETWORKS,
-    checked=checked,
+    kinds=dict.fromkeys(("xy", "yx"), Translator) | dict.fromkeys(("x", "y"), PatchDiscriminator),
+    limits=LIMITS,
     networks=make_networks,
     trained=lambda o: {"translators": (("xy", "yx"), o.lr_g), "discriminators": (("x", "y"), o.lr_d)},
     models=lambda o: {"translators": ("xy", "yx")},
@@ -522,7 +513,7 @@ RECIPE = gan.Recipe(
 
 def load_translator(path: str | Path, direction: str = "xy", device: str | torch.device = "cpu") -> Translator:
     """The averaged translator "xy" or "yx" of a `.safetensors` model or a checkpoint. Raises UserError."""
-    return gan.load_network(path, direction, device, Translator, checked)
+    return gan.load_network(path, direction, device, RECIPE)
 
 
 def trained_at(path: Path) -> int | None:
@@ -681,11 +672,7 @@ def measured_text(result: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns its exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    others = {"translate": translate, "measure": measure}
-    if argv and argv[0] in others:
-        return gan.call_command(lambda: others[argv[0]](argv[1:]), "labs.cyclegan")
-    return gan.call_command(lambda: gan.train(gan.parse_options(argv, RECIPE)), "labs.cyclegan")
+    return gan.main(argv, RECIPE, {"translate": translate, "measure": measure})
 
 
 if __name__ == "__main__":

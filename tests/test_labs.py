@@ -424,6 +424,71 @@ def test_instance_noise_falls_to_nothing():
     assert all(images.abs().max() > 1 for images in seen[1:])  # the fakes of both steps, which tanh keeps within 1
 
 
+def generators(count=1, seed=4):
+    return [torch.Generator().manual_seed(seed) for _ in range(count)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_change_as_the_paper_says(channels):
+    images = torch.rand(6, channels, 8, 8, generator=generators()[0]) * 2 - 1
+    ours, theirs = generators(2, 1)
+    found = gan.recoloured(images, ours)
+    draws = torch.rand(3, 6, generator=theirs).double().numpy()
+    for image, new, brighter, purer, stronger in zip(images.double().numpy(), found, *draws, strict=True):
+        image = image + brighter - 0.5
+        image = image.mean(0) + 2 * purer * (image - image.mean(0))
+        image = image.mean() + (0.5 + stronger) * (image - image.mean())
+        assert np.allclose(new.numpy(), image, atol=1e-5)
+
+
+def test_translations_move_whole_images_by_up_to_an_eighth():
+    images, rng, seen = torch.rand(400, 2, 16, 8, generator=generators()[0]), generators()[0], set()
+    for old, new in zip(images, gan.translated(images, rng), strict=True):
+        padded = torch.nn.functional.pad(old, (1, 1, 2, 2))
+        places = [(i, j) for i in range(5) for j in range(3) if torch.equal(padded[:, i : i + 16, j : j + 8], new)]
+        assert len(places) == 1
+        seen.add(places[0])
+    assert len(seen) == 15
+    halves = gan.translated(images.bfloat16(), generators()[0])  # not rounded by the product
+    assert torch.equal(halves, gan.translated(images.bfloat16().float(), generators()[0]).bfloat16())
+
+
+def test_holes_are_up_to_half_the_side():
+    holes = gan.cut_out(torch.ones(300, 3, 8, 12), generators()[0])
+    heights = (holes == 0).any(3).any(1).sum(1)
+    widths = (holes == 0).any(2).any(1).sum(1)
+    assert torch.equal((holes == 0).sum((1, 2, 3)), 3 * heights * widths)  # whole rectangles, in all channels
+    assert {*heights.tolist()} == {2, 3, 4}  # half, or less at a border
+    assert {*widths.tolist()} == {3, 4, 5, 6}
+
+
+def test_the_gradient_passes_through_augmentations():
+    run, options = toy_run("--augment", "colour,translation,cutout")
+    images = real_images()[:2].double().requires_grad_(True)
+
+    def changed_again(x):
+        run.rng.manual_seed(0)
+        return gan.augment(run, x, options)
+
+    assert torch.autograd.gradcheck(changed_again, images)
+    assert torch.autograd.gradgradcheck(changed_again, images)
+    run.rng.manual_seed(0)
+    by_hand = gan.cut_out(gan.translated(gan.recoloured(images, run.rng), run.rng), run.rng)
+    assert torch.equal(by_hand, changed_again(images))
+
+
+def test_d_sees_real_and_generated_images_changed_and_their_labels_as_they_are():
+    run, options = toy_run("--augment", "cutout", "--conditional", "--penalty", "r1", "--norm", "batch,none")
+    seen, labels = [], torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    run.discriminator.features[0].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].detach()))
+    gan.train_step(run, [(torch.ones(8, 3, 8, 8), labels)], options)
+    assert len(seen) == 4  # real, fake, the penalty, G's step
+    for shown in seen:
+        assert (shown[:, :3] == 0).all(1).sum((1, 2)).min() >= 4  # the least hole is 2×2
+        assert torch.equal(shown[:, 3:, 0, 0].argmax(1), labels)
+        assert (shown[:, 3:].sum(1) == 1).all()
+
+
 def test_each_of_ds_steps_sees_new_images(tmp_path):
     run, options = toy_run("--d-steps", "3", "--iterations", "4")
     pixels = torch.from_numpy(pictures(64))
@@ -561,7 +626,7 @@ def resumed_like_whole(tmp_path, words, monkeypatch):
     "words",
     [
         "--conditional --loss wgan --penalty wgan-gp --norm batch,none --d-steps 3 --bias --init torch",
-        "--replay 12 --instance-noise 0.3 --spectral-norm --dropout 0.2 --label-smoothing 0.1",
+        "--replay 12 --instance-noise 0.3 --spectral-norm --dropout 0.2 --label-smoothing 0.1 --augment cutout,colour",
         "--arch blocks --upsample nearest --kernel 3 --multitask --loss hinge --penalty r1 --spectral-norm",
     ],
 )
@@ -661,6 +726,7 @@ def test_the_saved_models_of_an_older_version_still_draw():
         ("--iterations 10 --sample-every 4 --save-every 6", "--save-every 6: must be a multiple of --sample-every 4"),
         ("--norm batch,none,none", "--norm: 'batch,none,none' is not one of batch"),
         ("--norm layer", "--norm: 'layer' is not one of batch"),
+        ("--augment mirror", "--augment: 'mirror' is neither none nor colour,translation,cutout"),
         ("--kernel 0", "--kernel: '0' is not a whole number from 1 to 15"),
         ("--label-smoothing 0.6", "--label-smoothing: '0.6' is not a number from 0 to 0.5"),
         ("--preset mnist", "--preset: invalid choice: 'mnist'"),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 import rollnumber_04 as gan
@@ -79,6 +80,15 @@ def test_noise_is_normal_and_each_image_has_its_own():
     assert torch.equal(gan.latents(5, 700, 10, 50), z[700:710])
     correlation = np.corrcoef(z[:60].numpy()) - np.eye(60)
     assert abs(correlation).max() < 0.7
+
+
+@pytest.mark.parametrize("truncation", [0.02, 0.5, 2.0, 10.0])
+def test_truncated_noise_is_the_normal_distributions_middle(truncation):
+    z = gan.latents(5, 0, 1000, 20, truncation=truncation)
+    assert z.abs().max() <= truncation
+    expected = scipy.stats.truncnorm(-truncation, truncation)
+    assert scipy.stats.kstest(z.double().flatten(), expected.cdf).pvalue > 1e-3
+    assert torch.equal(gan.latents(5, 700, 10, 20, truncation=truncation), z[700:710])
 
 
 def test_weights_are_drawn_with_the_papers_deviation():
