@@ -43,7 +43,7 @@ import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, redirect_stdout, suppress
 from copy import deepcopy
@@ -940,6 +940,12 @@ def initialise(network: nn.Module, kind: str) -> None:
             nn.init.normal_(module.weight, 1.0, 0.02)
 
 
+def normalise_spectra(modules: Iterable[nn.Module]) -> None:
+    """Hold the largest singular value of each convolution's and linear layer's weight at 1 (Miyato et al. 2018)."""
+    for module in [module for module in modules if isinstance(module, nn.Conv2d | nn.Linear)]:
+        nn.utils.parametrizations.spectral_norm(module)
+
+
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """Labels int64 B as float32 B×classes."""
     return F.one_hot(labels, classes).float()
@@ -983,13 +989,17 @@ class BaseGenerator(nn.Module):
         self, n: int, label: int | str | None = None, seed: int = 0, truncation: float | None = None
     ) -> Iterator[np.ndarray]:
         """`generate` in pieces of up to GENERATE_BATCH images, for more than fit into memory."""
-        dim, latent, classes = (self.architecture[key] for key in ("latent_dim", "latent", "classes"))
-        if truncation is not None and latent != "normal":
-            raise UserError(f"--truncation {truncation}: the generator's noise is {latent}, not normal")
         for start in range(0, n, GENERATE_BATCH):
             labels = self.labels_for(label, start, GENERATE_BATCH)
-            y = None if labels is None else one_hot(torch.from_numpy(labels), len(classes))
-            yield self.draw(latents(seed, start, GENERATE_BATCH, dim, latent, truncation), y)[: n - start]
+            y = None if labels is None else one_hot(torch.from_numpy(labels), len(self.architecture["classes"]))
+            yield self.draw(self.noise(seed, start, GENERATE_BATCH, truncation), y)[: n - start]
+
+    def noise(self, seed: int, start: int, count: int, truncation: float | None = None) -> Tensor:
+        """`latents` for this generator. Raises UserError if its noise is not one that can be truncated."""
+        dim, latent = self.architecture["latent_dim"], self.architecture["latent"]
+        if truncation is not None and latent != "normal":
+            raise UserError(f"--truncation {truncation}: the generator's noise is {latent}, not normal")
+        return latents(seed, start, count, dim, latent, truncation)
 
     @torch.no_grad()
     def draw(self, z: Tensor, y: Tensor | None = None) -> np.ndarray:
@@ -1109,9 +1119,8 @@ class Discriminator(nn.Module):
             hidden = [nn.LeakyReLU(negative_slope), nn.Dropout(HEAD_DROPOUT)]
             self.head = nn.Sequential(nn.Flatten(), first, *hidden, last)
             initialise(self.head, init)
-        if spectral_norm:  # of each layer's weight at most 1 (Miyato et al. 2018)
-            for module in [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
-                nn.utils.parametrizations.spectral_norm(module)
+        if spectral_norm:
+            normalise_spectra(self.modules())
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.score(self.features(self.with_planes(images, labels))).flatten()
@@ -2284,6 +2293,8 @@ def plot_weights(run: Run, out: Path, iterations: int | None = None) -> None:
     for title, trained in run.networks.items():
         network = deepcopy(trained).eval()  # in training mode looking at a spectrally normalised weight changes it
         layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
+        if len(layers) > 12:  # of a deep network the convolutions
+            layers = [layer for layer in layers if not isinstance(layer, nn.Linear)]
         draws = isinstance(trained, BaseGenerator)
         at_pixels = layers[-1 if draws else 0]
         inch = 1 / (2.3 * len(layers))  # of the figure's height; fixed margins, for a layout engine would draw it twice
@@ -3777,7 +3788,7 @@ def generate(options: argparse.Namespace) -> Path:
     return out
 
 
-def interpolate(options: argparse.Namespace) -> Path:
+def interpolate(options: argparse.Namespace, generator: BaseGenerator | None = None) -> Path:
     """The command `interpolate`: a sheet with a path a row, or a GIF that goes there and back. Returns what it wrote.
 
     Row i goes from noise 2i of the seed to noise 2i + 1, at class i modulo their number if G is conditional; with two
@@ -3795,16 +3806,13 @@ def interpolate(options: argparse.Namespace) -> Path:
         raise UserError(f"--labels {options.labels}: takes two classes with a comma between them")
     if names and options.spherical:
         raise UserError("--spherical: is a path of z, not of classes")
-    generator = load_network(options.model, "generator", choose_device(options.device), options.recipe)
-    dim, latent, classes = (generator.architecture[key] for key in ("latent_dim", "latent", "classes"))
+    generator = generator or load_network(options.model, "generator", choose_device(options.device), options.recipe)
+    classes, noise = generator.architecture["classes"], partial(generator.noise, truncation=options.truncation)
     if names and not classes:
         raise UserError(f"--labels {options.labels}: the generator is not conditional; train one with --conditional")
-    if options.truncation is not None and latent != "normal":
-        raise UserError(f"--truncation {options.truncation}: the generator's noise is {latent}, not normal")
-    noise = partial(latents, options.seed, 0, dim=dim, latent=latent, truncation=options.truncation)
     shares = torch.linspace(0, 1, options.steps).tolist()
     if names:
-        zs = [noise(rows)] * options.steps
+        zs = [noise(options.seed, 0, rows)] * options.steps
         try:
             labels = [generator.labels_for(name, 0, rows) for name in names]
         except UserError as error:
@@ -3812,7 +3820,7 @@ def interpolate(options: argparse.Namespace) -> Path:
         first, second = (one_hot(torch.from_numpy(part), len(classes)) for part in labels)
         ys = [torch.lerp(first, second, share) for share in shares]
     else:
-        first, second = noise(2 * rows).unflatten(0, (rows, 2)).unbind(1)
+        first, second = noise(options.seed, 0, 2 * rows).unflatten(0, (rows, 2)).unbind(1)
         zs = [(spherical if options.spherical else torch.lerp)(first, second, share) for share in shares]
         ys = [one_hot(torch.arange(rows) % len(classes), len(classes)) if classes else None] * options.steps
     columns = [generator.draw(z, y) for z, y in zip(zs, ys, strict=True)]

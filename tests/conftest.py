@@ -91,3 +91,13 @@ def early(monkeypatch, tmp_path):
     monkeypatch.setattr(gan, "LOGITS", "192")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "rollnumber_04"
+
+
+class Trap:
+    """Whose unpickling makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)

@@ -8,23 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TOY, pictures, save_all
+from conftest import TOY, Trap, pictures, save_all
 from PIL import Image
 
 import rollnumber_04 as gan
 
 CPU = torch.device("cpu")
 NAMES = ("ant", "bee", "cat")
-
-
-class Trap:
-    """Whose unpickling makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 @pytest.fixture

@@ -1,0 +1,776 @@
+"""BigGAN: images of a class, and of what lies between two classes (Brock et al. 2019).
+
+    python -m labs.biggan --data ./cifar10                             # a narrow one, which a CPU can train
+    python -m labs.biggan --data ./cifar10 --preset cifar10-best       # for a GPU
+    python -m labs.biggan --resume --out runs/NAME
+    python -m labs.biggan generate MODEL --label cat --out cats.png    # and evaluate, as of rollnumber_04.py
+    python -m labs.biggan interpolate MODEL --classes cat,dog --alphas 8 --out path.png
+    python -m labs.biggan embeddings MODEL --out tsne.png              # which classes are near each other
+    python -m labs.biggan paths MODEL --out paths/                     # how smooth the ways between them are
+    python -m labs.biggan truncation MODEL --data ./cifar10 --out truncation.png
+    python -m labs.biggan interpolate --pretrained biggan-deep-256 --classes "golden retriever,tabby" --out path.png
+
+A residual generator, to each of whose blocks a part of z and the embedding of the class are told, and a residual
+discriminator that compares what it sees with an embedding of the class. Training, with all its options, run folder,
+checkpoints and resume, is that of rollnumber_04.py.
+"""
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the seconds of imports ends it without a traceback
+
+import argparse
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import rollnumber_04 as gan
+from rollnumber_04 import UserError, say
+
+########################################################################################################################
+#                                                      Networks                                                        #
+########################################################################################################################
+
+
+def widths(image_size: int, width: int) -> list[int]:
+    """The channels of a generator's maps, from the first to the full size, where they are `width`.
+
+    Up to 32 pixels the same for all (Miyato et al. 2018), above that twice as many at half the size, up to 16 times.
+    """
+    doublings = gan.halvings(image_size, 4)
+    return [width * (1 if doublings <= 3 else min(16, 2 ** (doublings - stage))) for stage in range(doublings + 1)]
+
+
+class ConditionalNorm(nn.Module):
+    """Batch norm of B×features×H×W whose scale and shift a condition, B×dim, decides (de Vries et al. 2017)."""
+
+    def __init__(self, features: int, dim: int):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(features, affine=False)
+        self.scale = nn.Linear(dim, features, bias=False)
+        self.shift = nn.Linear(dim, features, bias=False)
+
+    def forward(self, maps: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = (part(condition)[:, :, None, None] for part in (self.scale, self.shift))
+        return self.norm(maps) * (1 + scale) + shift
+
+
+class UpBlock(nn.Module):
+    """B×inputs×S×S and a condition to B×outputs×2S×2S: what two convolutions of 3×3 add to the enlarged maps."""
+
+    def __init__(self, inputs: int, outputs: int, dim: int):
+        super().__init__()
+        self.norms = nn.ModuleList([ConditionalNorm(inputs, dim), ConditionalNorm(outputs, dim)])
+        self.convs = nn.ModuleList(
+            [nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, padding=1)]
+        )
+        self.skip = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, maps: Tensor, condition: Tensor) -> Tensor:
+        added = F.interpolate(F.relu(self.norms[0](maps, condition)), scale_factor=2)
+        added = F.relu(self.norms[1](self.convs[0](added), condition))
+        # A convolution of 1×1 before enlarging is the same as after it, at a quarter of the work.
+        return F.interpolate(self.skip(maps), scale_factor=2) + self.convs[1](added)
+
+
+class DownBlock(nn.Module):
+    """B×inputs×S×S to B×outputs×S×S, or to half the size if it is to `halve`: what two convolutions of 3×3 add."""
+
+    def __init__(self, inputs: int, outputs: int, halve: bool, first: bool = False):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            [nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, padding=1)]
+        )
+        self.skip = nn.Conv2d(inputs, outputs, 1) if halve or inputs != outputs else nn.Identity()
+        self.pool = nn.AvgPool2d(2) if halve else nn.Identity()
+        self.first = first  # sees pixels, which a ReLU would cut
+
+    def forward(self, maps: Tensor) -> Tensor:
+        added = self.convs[0](maps if self.first else F.relu(maps))
+        added = self.pool(self.convs[1](F.relu(added)))
+        # The first block pools before its convolution of 1×1: fewer pixels, and the same sum.
+        return added + (self.skip(self.pool(maps)) if self.first else self.pool(self.skip(maps)))
+
+
+class Generator(gan.BaseGenerator):
+    """Noise z (B×latent_dim) and classes y (B×classes, one-hot or a mixture) to images B×channels×S×S in (-1, 1).
+
+    z is divided among the first layer and the blocks, so that it tells coarse and fine; y becomes the embedding r,
+    which all blocks share, and a mixture of classes the same mixture of their embeddings: α·r1 + (1 - α)·r2.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        channels: int = 3,
+        latent_dim: int = 128,
+        width: int = 64,
+        embedding: int = 128,
+        latent: str = "normal",
+        spectral_norm: bool = False,
+        init: str = "orthogonal",
+        classes: Sequence[str] = (),
+    ):
+        super().__init__()
+        self.architecture = gan.arguments(self, locals())
+        features = widths(image_size, width)
+        blocks = len(features) - 1
+        if latent_dim <= blocks:
+            raise UserError(f"--latent-dim {latent_dim}: is divided among the first layer and {blocks} blocks")
+        self.base = image_size >> blocks
+        chunk = latent_dim // (blocks + 1)
+        self.chunks = [latent_dim - blocks * chunk, *[chunk] * blocks]
+        self.embed = nn.Linear(len(classes), embedding, bias=False) if classes else None  # B×10 -> B×128
+        told = chunk + (embedding if classes else 0)
+        self.project = nn.Linear(self.chunks[0], features[0] * self.base**2)  # B×32 -> B×1024
+        self.blocks = nn.ModuleList([UpBlock(*pair, told) for pair in pairwise(features)])  # 64×8×8, 64×16×16, 64×32×32
+        self.last = nn.Sequential(
+            nn.BatchNorm2d(features[-1]), nn.ReLU(), nn.Conv2d(features[-1], channels, 3, padding=1), nn.Tanh()
+        )  # 3×32×32
+        gan.initialise(self, init)
+        if spectral_norm:
+            gan.normalise_spectra(module for name, module in self.named_modules() if name != "embed")
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        first, *chunks = z.split(self.chunks, 1)
+        maps = self.project(first).unflatten(1, (-1, self.base, self.base))
+        told = [] if self.embed is None else [self.embed(y)]
+        for block, chunk in zip(self.blocks, chunks, strict=True):
+            maps = block(maps, torch.cat([*told, chunk], 1))
+        return self.last(maps)
+
+    def embeddings(self) -> Tensor:
+        """Those of the classes, classes×embedding. Raises UserError if it is not conditional."""
+        if self.embed is None:
+            raise UserError("the generator is not conditional: it has no embeddings of classes")
+        return self.embed.weight.detach().mT
+
+
+class Discriminator(nn.Module):
+    """Images B×channels×S×S and their labels to scores (B), high for real: a projection discriminator.
+
+    What the blocks see, summed over the map, h, scores w·h + e·h with an embedding e of the class (Miyato & Koyama
+    2018).
+    """
+
+    head = None  # it tells no classes
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        channels: int = 3,
+        width: int = 64,
+        spectral_norm: bool = True,
+        init: str = "orthogonal",
+        classes: Sequence[str] = (),
+    ):
+        super().__init__()
+        self.architecture = gan.arguments(self, locals())
+        blocks, inputs, side = [], channels, image_size
+        least = 7 if gan.halvings(image_size, 4) <= 3 else 4  # small images keep maps of 7 pixels or more, as in SNGAN
+        for outputs in reversed(widths(image_size, width)):
+            halve = side // 2 >= least
+            blocks.append(DownBlock(inputs, outputs, halve, first=not blocks))
+            inputs, side = outputs, side // 2 if halve else side
+        self.features = nn.Sequential(*blocks, nn.ReLU())  # 64×16×16, 64×8×8, 64×8×8, 64×8×8
+        self.score = nn.Linear(inputs, 1)
+        self.embed = nn.Linear(len(classes), inputs, bias=False) if classes else None
+        gan.initialise(self, init)
+        if spectral_norm:
+            gan.normalise_spectra(self.modules())
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        seen = self.features(images).sum((2, 3))
+        scores = self.score(seen).flatten()
+        if self.embed is None:
+            return scores
+        return scores + (self.embed(gan.one_hot(labels, self.embed.in_features)) * seen).sum(1)
+
+    def judge(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, None]:
+        """The scores B, and no class logits."""
+        return self(images, labels), None
+
+
+def make_networks(options: argparse.Namespace, channels: int, classes: Sequence[str]) -> dict[str, nn.Module]:
+    """G and D as the options ask for them, for the names of the classes if they are to be conditional."""
+    common = dict(
+        image_size=options.image_size,
+        channels=channels,
+        init=options.init,
+        classes=classes if options.conditional else (),
+    )
+    generator = Generator(
+        **common,
+        latent_dim=options.latent_dim,
+        width=options.width_g,
+        embedding=options.embedding,
+        spectral_norm=options.spectral_norm_g,
+    )
+    discriminator = Discriminator(**common, width=options.width_d, spectral_norm=options.spectral_norm)
+    return {"generator": generator, "discriminator": discriminator}
+
+
+########################################################################################################################
+#                                                      Training                                                        #
+########################################################################################################################
+
+COMMON = dict(conditional=True, loss="hinge", spectral_norm=True, init="orthogonal", flip=True, beta1=0.0)
+PRESETS: dict[str, dict[str, Any]] = {
+    "cifar10-small": COMMON | dict(
+        width_g=48, width_d=48, lr_g=2e-4, lr_d=4e-4, epochs=10, ema=20_000,
+    ),
+    "cifar10-best": COMMON | dict(
+        width_g=256, width_d=256, d_steps=4, iterations=30_000, sample_every=1000, ema=400_000,
+        augment="colour,translation,cutout",
+    ),
+}  # fmt: skip
+SHAPING = "image_size width_g width_d latent_dim embedding spectral_norm spectral_norm_g init conditional"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of training."""
+    description = f"Train a BigGAN. Other commands, each with its --help: {', '.join(COMMANDS)}."
+    layout = partial(gan.Help, max_help_position=34, width=120)
+    parser = gan.Parser(prog="labs.biggan", description=description, formatter_class=layout, allow_abbrev=False)
+    gan.add_main(parser, PRESETS)
+    gan.add_data(parser)
+    add = parser.add_argument_group("networks").add_argument
+    add("--width-g", type=gan.whole(1, 1024), default=64, help="channels of G's maps at the full size")
+    add("--width-d", type=gan.whole(1, 1024), default=64, help="channels of D's first block")
+    add("--latent-dim", type=gan.whole(2, 4096), default=128, help="numbers in the noise z, for all blocks together")
+    add("--embedding", type=gan.whole(1, 4096), default=128, help="numbers that stand for a class")
+    add("--spectral-norm", **gan.SWITCH, help="of D's weights")
+    add("--spectral-norm-g", **gan.SWITCH, help="of G's weights")
+    add("--init", choices=gan.INITS, default="orthogonal", help="how weights are drawn")
+    gan.add_objective(parser)
+    gan.add_optimizers(parser)("--d-steps", **gan.D_STEPS)
+    gan.add_stabilisers(parser)
+    gan.add_performance(parser)
+    gan.add_output(parser)
+    gan.add_evaluation(parser)
+    return parser
+
+
+RECIPE = replace(
+    gan.GAN,
+    program="-m labs.biggan",
+    presets=PRESETS,
+    parser=build_parser,
+    fixed=dict.fromkeys(SHAPING.split(), "has networks made with") | {"split": "was trained with"},
+    constants=dict(multitask=False, class_weight=1.0, validation_split=None),
+    kinds={"generator": Generator, "discriminator": Discriminator},
+    limits=gan.LIMITS | {"embedding": lambda x: type(x) is int and 1 <= x <= 4096},
+    networks=make_networks,
+)
+
+
+########################################################################################################################
+#                                               Pretrained BigGAN-deep                                                 #
+########################################################################################################################
+
+FILES = ("config.json", "pytorch_model.bin")
+WHERE = "https://s3.amazonaws.com/models.huggingface.co/biggan/biggan-deep-256-"  # as pytorch-pretrained-biggan has it
+
+
+class StoredNorm(nn.Module):
+    """Batch norm by statistics from a file; its scale and shift are a condition's, B×dim, or with dim 0 its own."""
+
+    def __init__(self, features: int, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("running_means", torch.zeros(features))
+        self.register_buffer("running_vars", torch.ones(features))
+        if dim:
+            self.scale, self.offset = (nn.Linear(dim, features, bias=False) for _ in range(2))
+        else:
+            self.weight, self.bias = (nn.Parameter(torch.zeros(features)) for _ in range(2))
+
+    def forward(self, maps: Tensor, condition: Tensor | None = None) -> Tensor:
+        own = (self.weight, self.bias) if condition is None else (None, None)
+        maps = F.batch_norm(maps, self.running_means, self.running_vars, *own, eps=self.eps)
+        if condition is None:
+            return maps
+        scale, shift = (part(condition)[:, :, None, None] for part in (self.scale, self.offset))
+        return maps * (1 + scale) + shift
+
+
+class Attention(nn.Module):
+    """B×features×H×W to the same: each place adds what it finds at the places it attends to (Zhang et al. 2019)."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        outputs = {"theta": features // 8, "phi": features // 8, "g": features // 2}
+        for name, count in outputs.items():
+            setattr(self, f"snconv1x1_{name}", nn.Conv2d(features, count, 1, bias=False))
+        self.snconv1x1_o_conv = nn.Conv2d(features // 2, features, 1, bias=False)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        asked = self.snconv1x1_theta(maps).flatten(2).mT  # B×HW×features/8
+        keys, values = (F.max_pool2d(part(maps), 2).flatten(2) for part in (self.snconv1x1_phi, self.snconv1x1_g))
+        found = values @ (asked @ keys).softmax(-1).mT  # B×features/2×HW
+        return maps + self.gamma * self.snconv1x1_o_conv(found.unflatten(2, maps.shape[2:]))
+
+
+class DeepBlock(nn.Module):
+    """B×inputs×S×S and a condition to B×outputs×S×S, or 2S×2S: a bottleneck of 1×1, 3×3, 3×3, 1×1 beside the maps."""
+
+    def __init__(self, inputs: int, outputs: int, enlarge: bool, dim: int, eps: float):
+        super().__init__()
+        middle = inputs // 4
+        self.enlarge, self.outputs = enlarge, outputs
+        for i, (before, after, side) in enumerate(
+            ((inputs, middle, 1), (middle, middle, 3), (middle, middle, 3), (middle, outputs, 1))
+        ):
+            setattr(self, f"bn_{i}", StoredNorm(before, dim, eps))
+            setattr(self, f"conv_{i}", nn.Conv2d(before, after, side, padding=side // 2))
+
+    def forward(self, maps: Tensor, condition: Tensor) -> Tensor:
+        added = self.conv_0(F.relu(self.bn_0(maps, condition)))
+        added, kept = F.relu(self.bn_1(added, condition)), maps[:, : self.outputs]
+        if self.enlarge:
+            added, kept = F.interpolate(added, scale_factor=2), F.interpolate(kept, scale_factor=2)
+        added = self.conv_2(F.relu(self.bn_2(self.conv_1(added), condition)))
+        return kept + self.conv_3(F.relu(self.bn_3(added, condition)))
+
+
+class PretrainedGenerator(gan.BaseGenerator):
+    """BigGAN-deep's generator, z (B×z_dim) and y (B×classes) to images B×3×S×S, for one truncation.
+
+    Its parts are named as in the files of the package pytorch-pretrained-biggan. The statistics of its batch norms
+    depend on the truncation, for which they are read.
+    """
+
+    def __init__(self, config: dict[str, Any], truncation: float, classes: Sequence[str]):
+        super().__init__()
+        dim, width, eps = config["z_dim"], config["channel_width"], config["eps"]
+        self.architecture = dict(
+            image_size=config["output_dim"], channels=3, latent_dim=dim, latent="normal", classes=[*classes]
+        )
+        self.truncation, self.width = truncation, width
+        self.embeddings_of = nn.Linear(config["num_classes"], dim, bias=False)
+        self.gen_z = nn.Linear(2 * dim, 16 * 16 * width)
+        self.layers = nn.ModuleList()
+        for i, (enlarge, inputs, outputs) in enumerate(config["layers"]):
+            if i == config["attention_layer_position"]:
+                self.layers.append(Attention(width * inputs))
+            self.layers.append(DeepBlock(width * inputs, width * outputs, enlarge, 2 * dim, eps))
+        self.bn = StoredNorm(width, 0, eps)
+        self.conv_to_rgb = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        condition = torch.cat([z, self.embeddings_of(y)], 1)
+        maps = self.gen_z(condition).unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)  # TensorFlow's order
+        for layer in self.layers:
+            maps = layer(maps, condition) if isinstance(layer, DeepBlock) else layer(maps)
+        return torch.tanh(self.conv_to_rgb(F.relu(self.bn(maps)))[:, :3])
+
+    def noise(self, seed: int, start: int, count: int, truncation: float | None = None) -> Tensor:
+        """Normal noise from -2 … 2, times the truncation: what the statistics are for."""
+        return self.truncation * gan.latents(seed, start, count, self.architecture["latent_dim"], truncation=2.0)
+
+    def embeddings(self) -> Tensor:
+        """Those of the classes, classes×z_dim."""
+        return self.embeddings_of.weight.detach().mT
+
+
+def load_pretrained(folder: Path, truncation: float = 1.0, device: str | torch.device = "cpu") -> PretrainedGenerator:
+    """BigGAN-deep from a folder with `config.json` and `pytorch_model.bin`. Raises UserError."""
+    if not 0 < truncation <= 1:
+        raise UserError(f"--truncation {truncation}: of a pretrained BigGAN must be above 0, up to 1")
+    for name in FILES:
+        if not os.path.isfile(folder / name):
+            fetch = f"fetch {WHERE}{FILES[0]} and {WHERE}{FILES[1]} (or those of 128 or 512) into that folder"
+            raise UserError(f"--pretrained {folder}: has no {name}; {fetch} as {' and '.join(FILES)}")
+    config = read_config(folder / FILES[0])
+    try:
+        state = torch.load(folder / FILES[1], map_location="cpu", weights_only=True)  # can run no code
+        plain = folded({key.removeprefix("generator."): tensor for key, tensor in state.items()}, truncation)
+    except Exception as error:  # whatever else a file is, it is not those weights
+        said = " ".join(gan.complaint(error).split())[:200]
+        raise UserError(f"--pretrained {folder / FILES[1]}: cannot be read ({said})") from None
+    plain["embeddings_of.weight"] = plain.pop("embeddings.weight", None)
+    make = partial(PretrainedGenerator, config, truncation, class_names(config["num_classes"]))
+    with torch.device("meta"):
+        network = make()
+    if wrong := gan.difference(plain, network.state_dict(), "weights"):
+        raise UserError(f"--pretrained {folder / FILES[1]}: does not fit {FILES[0]}: {wrong}")
+    network.load_state_dict(plain, assign=True)
+    return network.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What a config.json says of the network, checked before anything of its size is built. Raises UserError."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"--pretrained {path}: {gan.complaint(error)}"[:300]) from None
+
+    def is_whole(value: Any, low: int, high: int) -> bool:
+        return type(value) is int and low <= value <= high
+
+    limits = {
+        "output_dim": lambda x: is_whole(x, 8, 1024),
+        "z_dim": lambda x: is_whole(x, 1, 4096),
+        "channel_width": lambda x: is_whole(x, 4, 1024),
+        "num_classes": lambda x: is_whole(x, 1, 100_000),
+        "attention_layer_position": lambda x: is_whole(x, 0, 100),
+        "n_stats": lambda x: is_whole(x, 2, 10_000),
+        "eps": lambda x: type(x) in (int, float) and 0 < x < 1,
+        "layers": lambda x: isinstance(x, list) and 0 < len(x) <= 32 and all(map(is_layer, x)),
+    }
+
+    def is_layer(layer: Any) -> bool:
+        is_list = isinstance(layer, list) and len(layer) == 3 and type(layer[0]) is bool
+        return is_list and all(is_whole(factor, 1, 64) for factor in layer[1:])
+
+    for name, fits in limits.items():
+        if not isinstance(config, dict) or name not in config or not fits(config[name]):
+            raise UserError(f"--pretrained {path}: its {name} is missing or none of BigGAN-deep's")
+    layers = config["layers"]
+    follow = [16, *(layer[2] for layer in layers)] == [*(layer[1] for layer in layers), 1]
+    if not follow or config["output_dim"] != 4 << sum(layer[0] for layer in layers):
+        raise UserError(f"--pretrained {path}: its layers do not make images of {config['output_dim']} pixels")
+    return {name: config[name] for name in limits}
+
+
+def folded(state: dict[str, Tensor], truncation: float) -> dict[str, Tensor]:
+    """A file's weights as those of plain layers, with the batch norms' statistics for a truncation.
+
+    A spectrally normalised weight is stored as W with its first singular vectors u and v: the layer's is W / uᵀWv.
+    """
+    plain = {}
+    for key, tensor in state.items():
+        name = key.removesuffix("_orig")
+        if name != key:
+            matrix, u = tensor.flatten(1), state[f"{name}_u"]
+            v = state[f"{name}_v"] if f"{name}_v" in state else F.normalize(matrix.mT @ u, dim=0)
+            plain[name] = tensor / (u @ matrix @ v)
+        elif key.endswith(("running_means", "running_vars")):
+            place = truncation * (len(tensor) - 1)
+            low = min(math.floor(place + 1e-9), len(tensor) - 2)
+            plain[key] = torch.lerp(tensor[low], tensor[low + 1], max(0.0, place - low))
+        elif not key.endswith((".weight_u", ".weight_v")):
+            plain[key] = tensor
+    return plain
+
+
+def class_names(count: int) -> list[str]:
+    """ImageNet's 1,000 as torchvision knows them; the numbers of other classes."""
+    if count == 1000:
+        try:
+            from torchvision.models import ResNet18_Weights  # slow to import, and needed nowhere else
+
+            return [*ResNet18_Weights.DEFAULT.meta["categories"]]
+        except ImportError:
+            say("note: without torchvision classes have numbers, no names")
+    return [str(number) for number in range(count)]
+
+
+########################################################################################################################
+#                                                 Classes in between                                                   #
+########################################################################################################################
+
+
+def command_parser(name: str, described: str, out: str, counts_z: int) -> gan.Parser:
+    """The command line that the lab's own commands share: which model, of which noise, and where to."""
+    layout = partial(gan.Help, max_help_position=34, width=120)
+    parser = gan.Parser(prog=f"labs.biggan {name}", description=described, formatter_class=layout, allow_abbrev=False)
+    add = parser.add_argument
+    add("model", nargs="?", type=gan.some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
+    add("--pretrained", type=gan.some_path, metavar="FOLDER", help="a BigGAN-deep instead: config.json and its weights")
+    add("--out", type=gan.some_path, required=True, metavar="PATH", help=out)
+    if counts_z:
+        add("--alphas", type=gan.whole(2, 1000), default=8, help="images on a path, both ends among them")
+        add("--rows", type=gan.whole(1, 100), default=counts_z, help="of a sheet, each with its own z")
+        add("--truncation", type=gan.real(0, 10, True), metavar="T", help="noise from -T … T")
+        add("--seed", type=gan.whole(0, 2**31 - 1), default=0, help="of the noise")
+    add("--device", **gan.DEVICE)
+    return parser
+
+
+def opened(options: argparse.Namespace) -> Generator | PretrainedGenerator:
+    """The generator that a command is to use. Raises UserError."""
+    device = gan.choose_device(options.device)
+    if (options.model is None) == (options.pretrained is None):
+        raise UserError("give one of MODEL and --pretrained FOLDER")
+    if options.pretrained is not None:
+        return load_pretrained(options.pretrained, getattr(options, "truncation", None) or 1.0, device)
+    return gan.load_network(options.model, "generator", device, RECIPE)
+
+
+def interpolate(argv: Sequence[str]) -> Path:
+    """The command `interpolate`: a sheet of rows of z and columns of α, r = α·r1 + (1 - α)·r2. Raises UserError."""
+    parser = command_parser("interpolate", "Draw what lies between two classes.", "x.png (a sheet) or x.gif", 8)
+    parser.add_argument("--classes", required=True, metavar="A,B", help="from A (α = 1) to B (α = 0)")
+    options = parser.parse_args(argv)
+    script = argparse.Namespace(
+        **vars(options) | {"labels": options.classes, "steps": options.alphas, "spherical": False}
+    )
+    script.model = options.model or options.pretrained
+    try:
+        return gan.interpolate(script, opened(options))
+    except UserError as error:
+        said = str(error).replace("--labels", "--classes").replace("--steps", "--alphas")
+        raise type(error)(said, error.status) from None
+
+
+def cosine_distances(embeddings: Tensor) -> np.ndarray:
+    """1 - cosine of each pair of rows n×dim, n×n."""
+    rows = F.normalize(embeddings.double().cpu(), dim=1)
+    return (1 - rows @ rows.mT).clamp(0, 2).numpy()
+
+
+def pairs_by_distance(distances: np.ndarray) -> list[tuple[int, int]]:
+    """All pairs of classes, the nearest first."""
+    return sorted(combinations(range(len(distances)), 2), key=lambda pair: distances[pair])
+
+
+def embeddings(argv: Sequence[str]) -> Path:
+    """The command `embeddings`: the classes by t-SNE and their cosine distances, in a picture. Raises UserError."""
+    described = "Draw the embeddings of the classes: t-SNE (van der Maaten & Hinton 2008), and their cosine distances."
+    parser = command_parser("embeddings", described, "a .png file", 0)
+    parser.add_argument("--seed", type=gan.whole(0, 2**31 - 1), default=0, help="of t-SNE")
+    options = parser.parse_args(argv)
+    if options.out.suffix.lower() != ".png":
+        raise UserError(f"--out {options.out}: must end in .png")
+    gan.check_writable("--out", options.out.parent)
+    try:
+        from sklearn.manifold import TSNE  # slow to import, and needed nowhere else
+    except ImportError:
+        raise UserError("embeddings: needs scikit-learn (pip install -r labs/requirements.txt)") from None
+    from matplotlib.figure import Figure
+
+    generator = opened(options)
+    rows, names = generator.embeddings().cpu(), generator.architecture["classes"]
+    if len(names) < 4:
+        raise UserError(f"{options.model}: has {len(names)} classes; t-SNE takes 4 or more")
+    distances = cosine_distances(rows)
+    tsne = TSNE(perplexity=min(30, (len(names) - 1) / 3), metric="cosine", init="random", random_state=options.seed)
+    places = tsne.fit_transform(rows.numpy())
+    figure = Figure(figsize=(15, 7), dpi=100, layout="constrained")
+    map_axes, matrix_axes = figure.subplots(1, 2)
+    map_axes.scatter(*places.T, s=60 if len(names) <= 50 else 6, color=gan.BLUE)
+    map_axes.set(title="t-SNE of the classes' embeddings", xticks=[], yticks=[])
+    picture = matrix_axes.imshow(distances, cmap="viridis")
+    matrix_axes.set(title="cosine distance")
+    figure.colorbar(picture, ax=matrix_axes)
+    if len(names) <= 50:
+        for name, place in zip(names, places, strict=True):
+            map_axes.annotate(name, place, xytext=(6, 4), textcoords="offset points", parse_math=False)
+        matrix_axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+        matrix_axes.set_yticks(range(len(names)), names, parse_math=False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    save(options.out, stream.getvalue())
+    pairs = pairs_by_distance(distances)
+    for what, chosen in (("nearest", pairs[:3]), ("farthest", pairs[:-4:-1])):
+        said = ", ".join(f"{names[a]} and {names[b]} {distances[a, b]:.3f}" for a, b in chosen)
+        say(f"{what:9} {said}")
+    say(f"{len(names):,} embeddings of {options.model or options.pretrained}: {options.out}")
+    return options.out
+
+
+def save(path: Path, data: bytes) -> None:
+    """Write a file whole, into a folder that is made. Raises UserError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        gan.write_whole(path, data)
+    except OSError as error:
+        raise UserError(f"--out {path}: {error.strerror or error}") from None
+
+
+def path_images(
+    generator: gan.BaseGenerator, pair: Sequence[int], alphas: int, count: int, seed: int, truncation: float | None
+) -> np.ndarray:
+    """Uint8 images alphas×count×H×W[×3] between two classes, from the first to the second, at noises 0 … count - 1."""
+    z = generator.noise(seed, 0, count, truncation)
+    ends = gan.one_hot(torch.tensor(pair), len(generator.architecture["classes"]))
+    shares = torch.linspace(1, 0, alphas).tolist()
+    mixtures = [(share * ends[0] + (1 - share) * ends[1]).expand(count, -1) for share in shares]
+    return np.stack([generator.draw(z, mixture) for mixture in mixtures])
+
+
+def smoothness(features: Tensor) -> dict[str, float]:
+    """How even the ways through features alphas×count×dim are, as means over the ways.
+
+    `ppl`: the squares of the steps over that of the step of α (Karras et al. 2019, with Inception in the place of VGG);
+    `detour`: the way's length over the distance of its ends, 1 if it is straight; `largest`: the longest step's share
+    of the length, 1 / (alphas - 1) if all are alike.
+    """
+    steps = (features[1:] - features[:-1]).norm(dim=2)
+    length, apart = steps.sum(0).clamp(min=1e-12), (features[-1] - features[0]).norm(dim=1).clamp(min=1e-12)
+    return {
+        "ppl": float((steps * len(steps)).square().mean()),
+        "detour": float((length / apart).mean()),
+        "largest": float((steps.amax(0) / length).mean()),
+    }
+
+
+def paths(argv: Sequence[str]) -> Path:
+    """The command `paths`: sheets of paths between classes, and how smooth they are. Raises UserError."""
+    parser = command_parser("paths", "Measure how smooth the paths between classes are.", "a new folder", 4)
+    add = parser.add_argument
+    add("--pairs", nargs="+", metavar="A,B", help="the two nearest and the two farthest if left out")
+    add("--all-pairs", action="store_true", help="of all classes; then also whether near ones have smoother paths")
+    add("--samples", type=gan.whole(2, 10_000), default=32, help="paths of each pair, each with its own z")
+    add("--inception-weights", **gan.WEIGHTS)
+    options = parser.parse_args(argv)
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise UserError(f"--out {options.out}: is there already; name a new folder")
+    gan.check_writable("--out", options.out)
+    generator = opened(options)
+    names, distances = generator.architecture["classes"], cosine_distances(generator.embeddings())
+    if options.pairs:
+        pairs = [pair_of(generator, words) for words in options.pairs]
+    else:
+        pairs = pairs_by_distance(distances)
+        pairs = pairs if options.all_pairs else [*pairs[:2], *pairs[-2:]]
+    inception = gan.Inception(options.inception_weights, gan.choose_device(options.device))
+    found = []
+    for pair in pairs:
+        title = "-".join(names[i] for i in pair)
+        images = path_images(generator, pair, options.alphas, options.samples, options.seed, options.truncation)
+        flat = images.reshape(-1, *images.shape[2:])
+        pieces = np.array_split(flat, math.ceil(len(flat) / gan.GENERATE_BATCH))
+        features = inception.features(iter(pieces), len(flat), title)[gan.FEATURES]
+        found.append({"pair": title, "cosine distance": float(distances[tuple(pair)])})
+        found[-1] |= smoothness(features.unflatten(0, images.shape[:2]))
+        rows = images[:, : options.rows].swapaxes(0, 1)
+        stream = io.BytesIO()
+        gan.sheet(rows.reshape(-1, *images.shape[2:]), options.alphas).save(stream, "PNG")
+        save(options.out / f"{'-'.join(map(str, pair))}-{safe_name(title)}.png", stream.getvalue())
+    table = io.StringIO()
+    rows = csv.DictWriter(table, found[0], lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(found)
+    save(options.out / "paths.csv", table.getvalue().encode())
+    say(f"{'pair':30} cosine distance        PPL   detour   largest step")
+    for row in found:
+        numbers = f"{row['ppl']:10.1f} {row['detour']:8.3f} {row['largest']:14.3f}"
+        say(f"{row['pair'][:30]:30} {row['cosine distance']:15.3f} {numbers}")
+    if len(found) > 4:
+        from scipy.stats import spearmanr  # which evaluation needs, too
+
+        for column in ("ppl", "detour", "largest"):
+            rank = spearmanr([row["cosine distance"] for row in found], [row[column] for row in found])
+            say(f"rank correlation of the distance with {column:8} {rank.statistic:6.3f} (p {rank.pvalue:.2g})")
+    how = f"{options.samples} paths of {options.alphas} images a pair; Inception weights {inception.digest}"
+    say(f"{how}: {options.out}")
+    return options.out
+
+
+def pair_of(generator: gan.BaseGenerator, words: str) -> tuple[int, int]:
+    """The numbers of two classes that are named with a comma between them. Raises UserError."""
+    parts = words.split(",")
+    if len(parts) != 2:
+        raise UserError(f"--pairs {words}: takes two classes with a comma between them")
+    try:
+        first, second = (int(generator.labels_for(part, 0, 1)[0]) for part in parts)
+    except UserError as error:
+        raise UserError(str(error).replace("--label", "--pairs")) from None
+    if first == second:
+        raise UserError(f"--pairs {words}: is one class; there is nothing between")
+    return first, second
+
+
+def safe_name(text: str) -> str:
+    """A text as a part of a file's name."""
+    return "".join(c if c.isalnum() or c == "-" else "_" for c in text)[:60]
+
+
+def truncation(argv: Sequence[str]) -> Path:
+    """The command `truncation`: FID, precision and recall at several truncations, in a picture. Raises UserError."""
+    described = "Measure what truncated noise gives and takes: fidelity (precision) and variety (recall)."
+    parser = command_parser("truncation", described, "a .png file; a .csv is written beside it", 0)
+    add = parser.add_argument
+    add("--data", type=gan.some_path, metavar="PATH", help="real images; drawn shapes if left out")
+    many = dict(type=gan.real(0, 10, True), nargs="+", default=[0.25, 0.5, 0.75, 1.0, 1.5, 2.0], metavar="T")
+    add("--truncations", **many, help="beside none")
+    add("--samples", type=gan.whole(gan.FEWEST, 10**7), default=2000, metavar="N", help="for each")
+    add("--reference", type=gan.whole(gan.FEWEST, 10**7), metavar="N", help="real images; all if left out")
+    add("--seed", type=gan.whole(0, 2**31 - 1), default=0, help="of the noise")
+    add("--inception-weights", **gan.WEIGHTS)
+    options = parser.parse_args(argv)
+    if options.out.suffix.lower() != ".png":
+        raise UserError(f"--out {options.out}: must end in .png")
+    if options.pretrained:
+        raise UserError("--pretrained: its statistics differ with the truncation; measure a MODEL of this program")
+    gan.check_writable("--out", options.out.parent)
+    generator = opened(options)
+    size, channels = generator.architecture["image_size"], generator.architecture["channels"]
+    images = gan.with_channels(gan.load_images(options.data, "train", size), channels)
+    if len(images.pixels) < gan.FEWEST:
+        raise UserError(f"--data {options.data}: {len(images.pixels)} images; FID needs {gan.FEWEST}")
+    inception = gan.Inception(options.inception_weights, gan.choose_device(options.device))
+    real = gan.reference_features(inception, *gan.real_sample(images, options.reference or len(images.pixels)))
+    found = []
+    for value in (*sorted({*options.truncations}), None):
+        stream = generator.stream(options.samples, seed=options.seed, truncation=value)
+        fake = inception.features(stream, options.samples, f"truncation {value}")
+        found.append({"truncation": value or "", **gan.quality(fake, real, inception, options.seed)})
+        row = found[-1]
+        numbers = f"FID {row['fid']:8.3f}  precision {row['precision']:.3f}  recall {row['recall']:.3f}"
+        say(f"truncation {value or 'none':>5}  {numbers}")
+    table = io.StringIO()
+    rows = csv.DictWriter(table, found[0], lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(found)
+    save(options.out.with_suffix(".csv"), table.getvalue().encode())
+    save(options.out, truncation_plot(found, options.samples, len(real)))
+    return options.out
+
+
+def truncation_plot(found: list[dict[str, Any]], samples: int, reference: int) -> bytes:
+    """A PNG: FID by truncation, and precision against recall."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    labels = [f"{row['truncation']:g}" if row["truncation"] else "none" for row in found]
+    left.plot(labels, [row["fid"] for row in found], color=gan.BLUE, marker=".")
+    left.set(
+        xlabel="truncation", ylabel="FID", title=f"{samples:,} samples against {reference:,} images", ylim=(0, None)
+    )
+    right.plot([row["recall"] for row in found], [row["precision"] for row in found], color=gan.ORANGE, marker=".")
+    for row, label in zip(found, labels, strict=True):
+        right.annotate(label, (row["recall"], row["precision"]), xytext=(5, 4), textcoords="offset points")
+    right.set(xlabel="recall (variety)", ylabel="precision (fidelity)", title="by truncation")
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+COMMANDS = {
+    **{name: partial(gan.call_with_options, name, getattr(gan, name), RECIPE) for name in ("generate", "evaluate")},
+    "interpolate": interpolate,
+    "embeddings": embeddings,
+    "paths": paths,
+    "truncation": truncation,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns its exit status."""
+    return gan.main(argv, RECIPE, COMMANDS)
+
+
+if __name__ == "__main__":
+    gan.exit_with(main)
