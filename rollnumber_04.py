@@ -1277,7 +1277,7 @@ PENALTIES = {"wgan-gp": wgan_gp, "zero-gp": zero_gp, "r1": r1}
 
 
 # Changes of images B×C×H×W in (-1, 1), of each in its own way. The gradient passes through them to G, which does not
-# learn to draw them if D sees real images changed alike (Zhao et al. 2020, whose amounts these are).
+# learn to draw them if D sees real images changed alike (Zhao et al. 2020, about whose amounts these are).
 
 
 def recoloured(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -1293,7 +1293,8 @@ def recoloured(images: Tensor, rng: torch.Generator) -> Tensor:
 def translated(images: Tensor, rng: torch.Generator) -> Tensor:
     """Shifted by up to an eighth of each side; what comes in is 0.
 
-    By matrices of 0 and 1 that say which old row or column a new one is: to multiply by them is exact, and on a GPU,
+    By matrices of 0 and 1 that say which old row or column a new one is: to multiply by them moves each number as it
+    is, but for the rounding of bfloat16 or TF32 where training uses it, as D's first convolution does; and on a GPU,
     unlike indexing, its backward pass is the same each time.
     """
     moves = []
@@ -1526,13 +1527,13 @@ class Run:
     epochs: list[dict[str, float]] = field(default_factory=list)
 
     @property
-    def generator(self) -> Generator:
+    def generator(self) -> BaseGenerator:
         """G, of a run that has one."""
         return self.networks["generator"]
 
     @property
     def discriminator(self) -> Discriminator:
-        """D, of a run that has one."""
+        """D, of a run that has one; a lab's scores images when it is called, and has `judge` and `head`."""
         return self.networks["discriminator"]
 
     @property
@@ -1717,7 +1718,7 @@ def discriminator_step(
     if (middle := UNDECIDED.get(options.loss)) is not None:
         measures += [(real_score > middle).float().mean(), (fake_score < middle).float().mean()]
     if options.penalty != "none":  # at images without noise; in float32, which a gradient's gradient needs
-        fake = augment(run, fake, options)  # not `shown`, whose labels may be others
+        fake = augment(run, fake, options)  # not `shown`, which may be of other labels
         with running_averages_kept(network):
             penalty = PENALTIES[options.penalty](lambda x: network(x, labels), real.float(), fake.float(), run.rng)
         total = total + options.penalty_weight * penalty
@@ -2083,13 +2084,13 @@ def sheet(images: np.ndarray, columns: int | None = None) -> Image.Image:
     return Image.fromarray(grid(images, columns or math.ceil(math.sqrt(len(images))), gap=2, fill=255))
 
 
-def sheet_columns(generator: Generator, count: int) -> int | None:
+def sheet_columns(generator: BaseGenerator, count: int) -> int | None:
     """The columns of a sheet of labels in turn: one for each class, if that many images fill two rows."""
     classes = len(generator.architecture["classes"])
     return classes if 0 < classes <= count // 2 else None
 
 
-def sheet_count(generator: Generator) -> int:
+def sheet_count(generator: BaseGenerator) -> int:
     """How many samples a run's sheets have: 8 rows of a column for each class of a conditional G, else 64."""
     classes, size = len(generator.architecture["classes"]), generator.architecture["image_size"]
     return 8 * classes if 0 < classes * size <= 6400 else SHEET
@@ -2293,7 +2294,7 @@ def plot_weights(run: Run, out: Path, iterations: int | None = None) -> None:
     for title, trained in run.networks.items():
         network = deepcopy(trained).eval()  # in training mode looking at a spectrally normalised weight changes it
         layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
-        if len(layers) > 12:  # of a deep network the convolutions
+        if not isinstance(trained, Generator | Discriminator):  # a lab's may be deep: its convolutions
             layers = [layer for layer in layers if not isinstance(layer, nn.Linear)]
         draws = isinstance(trained, BaseGenerator)
         at_pixels = layers[-1 if draws else 0]
@@ -2863,7 +2864,7 @@ def neighbours_sheet(samples: np.ndarray, *neighbours: np.ndarray) -> Image.Imag
     return sheet(rows.reshape(-1, *samples.shape[1:]), rows.shape[1])
 
 
-def fid_during(options: argparse.Namespace, images: Images, device: torch.device) -> Callable[[Generator], float]:
+def fid_during(options: argparse.Namespace, images: Images, device: torch.device) -> Callable[[BaseGenerator], float]:
     """What `evaluate_every` calls: the FID of `evaluate_samples` samples against as many training images."""
     inception = Inception(options.inception_weights, device)
     from torch_fidelity import metric_fid  # which there is, then
@@ -2871,7 +2872,7 @@ def fid_during(options: argparse.Namespace, images: Images, device: torch.device
     real = reference_features(inception, *real_sample(images, options.evaluate_samples))
     of_real, count = metric_fid.fid_features_to_statistics(real), options.evaluate_samples
 
-    def fid(generator: Generator) -> float:
+    def fid(generator: BaseGenerator) -> float:
         fake = inception.features(generator.stream(count, seed=options.seed), count, "FID")[FEATURES]
         both = (metric_fid.fid_features_to_statistics(fake), of_real)
         return metric_fid.fid_statistics_to_metric(*both, verbose=False)["frechet_inception_distance"]
@@ -3366,7 +3367,8 @@ def load_data(options: argparse.Namespace) -> tuple[Images, Images | None, str]:
         count, flag = len(images.classes), "--multitask" if options.multitask else "--conditional"
         if not 2 <= count <= MOST_CLASSES:
             found = f"{count:,} classes" if count > 1 else "one class only" if count else "no labels"
-            raise UserError(f"{flag}: the data has {found}; it takes 2 to {MOST_CLASSES:,}, a folder each")
+            without = f"--no-{flag[2:]} does without them"
+            raise UserError(f"{flag}: the data has {found}; it takes 2 to {MOST_CLASSES:,}, a folder each; {without}")
     if options.multitask:
         images, validation = load_validation(options, images)
     count = len(images.pixels)
@@ -3933,7 +3935,7 @@ JUDGE_EPOCHS = 6
 
 
 def judge_samples(
-    generator: Generator, images: Images, device: torch.device, options: argparse.Namespace
+    generator: BaseGenerator, images: Images, device: torch.device, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Train the classification head of a multi-task run on the real images, and let it name 10,000 samples' classes."""
     words = (
@@ -4122,6 +4124,8 @@ def main(
     A lab's `recipe` comes with the lab's own commands, functions of the words after their name.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["train"]:
+        argv = argv[1:]
     if others is None:
         calls = {"generate": generate, "interpolate": interpolate, "evaluate": evaluate, "classify": classify}
         others = {name: partial(call_with_options, name, call, recipe) for name, call in calls.items()}

@@ -97,13 +97,12 @@ class DownBlock(nn.Module):
         )
         self.skip = nn.Conv2d(inputs, outputs, 1) if halve or inputs != outputs else nn.Identity()
         self.pool = nn.AvgPool2d(2) if halve else nn.Identity()
-        self.first = first  # sees pixels, which a ReLU would cut
+        self.first = first  # it sees pixels, which a ReLU would cut
 
     def forward(self, maps: Tensor) -> Tensor:
         added = self.convs[0](maps if self.first else F.relu(maps))
         added = self.pool(self.convs[1](F.relu(added)))
-        # The first block pools before its convolution of 1×1: fewer pixels, and the same sum.
-        return added + (self.skip(self.pool(maps)) if self.first else self.pool(self.skip(maps)))
+        return added + self.skip(self.pool(maps))  # the same as pooling after a convolution of 1×1, with less work
 
 
 class Generator(gan.BaseGenerator):
@@ -361,7 +360,7 @@ class PretrainedGenerator(gan.BaseGenerator):
         self.architecture = dict(
             image_size=config["output_dim"], channels=3, latent_dim=dim, latent="normal", classes=[*classes]
         )
-        self.truncation, self.width = truncation, width
+        self.truncation = truncation
         self.embeddings_of = nn.Linear(config["num_classes"], dim, bias=False)
         self.gen_z = nn.Linear(2 * dim, 16 * 16 * width)
         self.layers = nn.ModuleList()
@@ -426,17 +425,16 @@ def read_config(path: Path) -> dict[str, Any]:
     limits = {
         "output_dim": lambda x: is_whole(x, 8, 1024),
         "z_dim": lambda x: is_whole(x, 1, 4096),
-        "channel_width": lambda x: is_whole(x, 4, 1024),
+        "channel_width": lambda x: is_whole(x, 8, 1024),
         "num_classes": lambda x: is_whole(x, 1, 100_000),
         "attention_layer_position": lambda x: is_whole(x, 0, 100),
-        "n_stats": lambda x: is_whole(x, 2, 10_000),
         "eps": lambda x: type(x) in (int, float) and 0 < x < 1,
         "layers": lambda x: isinstance(x, list) and 0 < len(x) <= 32 and all(map(is_layer, x)),
     }
 
     def is_layer(layer: Any) -> bool:
         is_list = isinstance(layer, list) and len(layer) == 3 and type(layer[0]) is bool
-        return is_list and all(is_whole(factor, 1, 64) for factor in layer[1:])
+        return is_list and all(is_whole(factor, 1, 64) for factor in layer[1:]) and layer[2] <= layer[1]
 
     for name, fits in limits.items():
         if not isinstance(config, dict) or name not in config or not fits(config[name]):
@@ -461,7 +459,7 @@ def folded(state: dict[str, Tensor], truncation: float) -> dict[str, Tensor]:
             v = state[f"{name}_v"] if f"{name}_v" in state else F.normalize(matrix.mT @ u, dim=0)
             plain[name] = tensor / (u @ matrix @ v)
         elif key.endswith(("running_means", "running_vars")):
-            place = truncation * (len(tensor) - 1)
+            place = truncation * (len(tensor) - 1)  # between two the package itself weighs the wrong way round
             low = min(math.floor(place + 1e-9), len(tensor) - 2)
             plain[key] = torch.lerp(tensor[low], tensor[low + 1], max(0.0, place - low))
         elif not key.endswith((".weight_u", ".weight_v")):
@@ -476,7 +474,7 @@ def class_names(count: int) -> list[str]:
             from torchvision.models import ResNet18_Weights  # slow to import, and needed nowhere else
 
             return [*ResNet18_Weights.DEFAULT.meta["categories"]]
-        except ImportError:
+        except (ImportError, RuntimeError):  # there is none, or none for this torch
             say("note: without torchvision classes have numbers, no names")
     return [str(number) for number in range(count)]
 
@@ -486,17 +484,17 @@ def class_names(count: int) -> list[str]:
 ########################################################################################################################
 
 
-def command_parser(name: str, described: str, out: str, counts_z: int) -> gan.Parser:
-    """The command line that the lab's own commands share: which model, of which noise, and where to."""
+def command_parser(name: str, described: str, out: str, rows: int | None = None) -> gan.Parser:
+    """The command line that the lab's own commands share: model, result and, for sheets of `rows`, the noise."""
     layout = partial(gan.Help, max_help_position=34, width=120)
     parser = gan.Parser(prog=f"labs.biggan {name}", description=described, formatter_class=layout, allow_abbrev=False)
     add = parser.add_argument
     add("model", nargs="?", type=gan.some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
     add("--pretrained", type=gan.some_path, metavar="FOLDER", help="a BigGAN-deep instead: config.json and its weights")
     add("--out", type=gan.some_path, required=True, metavar="PATH", help=out)
-    if counts_z:
+    if rows:
         add("--alphas", type=gan.whole(2, 1000), default=8, help="images on a path, both ends among them")
-        add("--rows", type=gan.whole(1, 100), default=counts_z, help="of a sheet, each with its own z")
+        add("--rows", type=gan.whole(1, 100), default=rows, help="of a sheet, each with its own z")
         add("--truncation", type=gan.real(0, 10, True), metavar="T", help="noise from -T … T")
         add("--seed", type=gan.whole(0, 2**31 - 1), default=0, help="of the noise")
     add("--device", **gan.DEVICE)
@@ -543,7 +541,7 @@ def pairs_by_distance(distances: np.ndarray) -> list[tuple[int, int]]:
 def embeddings(argv: Sequence[str]) -> Path:
     """The command `embeddings`: the classes by t-SNE and their cosine distances, in a picture. Raises UserError."""
     described = "Draw the embeddings of the classes: t-SNE (van der Maaten & Hinton 2008), and their cosine distances."
-    parser = command_parser("embeddings", described, "a .png file", 0)
+    parser = command_parser("embeddings", described, "a .png file")
     parser.add_argument("--seed", type=gan.whole(0, 2**31 - 1), default=0, help="of t-SNE")
     options = parser.parse_args(argv)
     if options.out.suffix.lower() != ".png":
@@ -558,7 +556,7 @@ def embeddings(argv: Sequence[str]) -> Path:
     generator = opened(options)
     rows, names = generator.embeddings().cpu(), generator.architecture["classes"]
     if len(names) < 4:
-        raise UserError(f"{options.model}: has {len(names)} classes; t-SNE takes 4 or more")
+        raise UserError(f"{options.model or options.pretrained}: has {len(names)} classes; t-SNE takes 4 or more")
     distances = cosine_distances(rows)
     tsne = TSNE(perplexity=min(30, (len(names) - 1) / 3), metric="cosine", init="random", random_state=options.seed)
     places = tsne.fit_transform(rows.numpy())
@@ -594,6 +592,15 @@ def save(path: Path, data: bytes) -> None:
         raise UserError(f"--out {path}: {error.strerror or error}") from None
 
 
+def save_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of the same columns as csv. Raises UserError."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    save(path, table.getvalue().encode())
+
+
 def path_images(
     generator: gan.BaseGenerator, pair: Sequence[int], alphas: int, count: int, seed: int, truncation: float | None
 ) -> np.ndarray:
@@ -602,7 +609,8 @@ def path_images(
     ends = gan.one_hot(torch.tensor(pair), len(generator.architecture["classes"]))
     shares = torch.linspace(1, 0, alphas).tolist()
     mixtures = [(share * ends[0] + (1 - share) * ends[1]).expand(count, -1) for share in shares]
-    return np.stack([generator.draw(z, mixture) for mixture in mixtures])
+    pieces = [zip(z.split(gan.GENERATE_BATCH), y.split(gan.GENERATE_BATCH), strict=True) for y in mixtures]
+    return np.stack([np.concatenate([generator.draw(*part) for part in parts]) for parts in pieces])
 
 
 def smoothness(features: Tensor) -> dict[str, float]:
@@ -633,13 +641,15 @@ def paths(argv: Sequence[str]) -> Path:
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"--out {options.out}: is there already; name a new folder")
     gan.check_writable("--out", options.out)
+    if options.pairs and options.all_pairs:
+        raise UserError("--all-pairs: does not go with --pairs")
     generator = opened(options)
     names, distances = generator.architecture["classes"], cosine_distances(generator.embeddings())
     if options.pairs:
         pairs = [pair_of(generator, words) for words in options.pairs]
     else:
         pairs = pairs_by_distance(distances)
-        pairs = pairs if options.all_pairs else [*pairs[:2], *pairs[-2:]]
+        pairs = pairs if options.all_pairs else [*dict.fromkeys([*pairs[:2], *pairs[-2:]])]
     inception = gan.Inception(options.inception_weights, gan.choose_device(options.device))
     found = []
     for pair in pairs:
@@ -654,11 +664,7 @@ def paths(argv: Sequence[str]) -> Path:
         stream = io.BytesIO()
         gan.sheet(rows.reshape(-1, *images.shape[2:]), options.alphas).save(stream, "PNG")
         save(options.out / f"{'-'.join(map(str, pair))}-{safe_name(title)}.png", stream.getvalue())
-    table = io.StringIO()
-    rows = csv.DictWriter(table, found[0], lineterminator="\n")
-    rows.writeheader()
-    rows.writerows(found)
-    save(options.out / "paths.csv", table.getvalue().encode())
+    save_table(options.out / "paths.csv", found)
     say(f"{'pair':30} cosine distance        PPL   detour   largest step")
     for row in found:
         numbers = f"{row['ppl']:10.1f} {row['detour']:8.3f} {row['largest']:14.3f}"
@@ -696,7 +702,7 @@ def safe_name(text: str) -> str:
 def truncation(argv: Sequence[str]) -> Path:
     """The command `truncation`: FID, precision and recall at several truncations, in a picture. Raises UserError."""
     described = "Measure what truncated noise gives and takes: fidelity (precision) and variety (recall)."
-    parser = command_parser("truncation", described, "a .png file; a .csv is written beside it", 0)
+    parser = command_parser("truncation", described, "a .png file; a .csv is written beside it")
     add = parser.add_argument
     add("--data", type=gan.some_path, metavar="PATH", help="real images; drawn shapes if left out")
     many = dict(type=gan.real(0, 10, True), nargs="+", default=[0.25, 0.5, 0.75, 1.0, 1.5, 2.0], metavar="T")
@@ -704,16 +710,17 @@ def truncation(argv: Sequence[str]) -> Path:
     add("--samples", type=gan.whole(gan.FEWEST, 10**7), default=2000, metavar="N", help="for each")
     add("--reference", type=gan.whole(gan.FEWEST, 10**7), metavar="N", help="real images; all if left out")
     add("--seed", type=gan.whole(0, 2**31 - 1), default=0, help="of the noise")
+    add("--skip-unreadable", action="store_true", help="leave damaged images out instead of stopping")
     add("--inception-weights", **gan.WEIGHTS)
     options = parser.parse_args(argv)
     if options.out.suffix.lower() != ".png":
         raise UserError(f"--out {options.out}: must end in .png")
     if options.pretrained:
-        raise UserError("--pretrained: its statistics differ with the truncation; measure a MODEL of this program")
+        raise UserError("--pretrained: its statistics differ with the truncation; give a MODEL that was trained here")
     gan.check_writable("--out", options.out.parent)
     generator = opened(options)
     size, channels = generator.architecture["image_size"], generator.architecture["channels"]
-    images = gan.with_channels(gan.load_images(options.data, "train", size), channels)
+    images = gan.with_channels(gan.load_images(options.data, "train", size, options.skip_unreadable), channels)
     if len(images.pixels) < gan.FEWEST:
         raise UserError(f"--data {options.data}: {len(images.pixels)} images; FID needs {gan.FEWEST}")
     inception = gan.Inception(options.inception_weights, gan.choose_device(options.device))
@@ -726,11 +733,7 @@ def truncation(argv: Sequence[str]) -> Path:
         row = found[-1]
         numbers = f"FID {row['fid']:8.3f}  precision {row['precision']:.3f}  recall {row['recall']:.3f}"
         say(f"truncation {value or 'none':>5}  {numbers}")
-    table = io.StringIO()
-    rows = csv.DictWriter(table, found[0], lineterminator="\n")
-    rows.writeheader()
-    rows.writerows(found)
-    save(options.out.with_suffix(".csv"), table.getvalue().encode())
+    save_table(options.out.with_suffix(".csv"), found)
     save(options.out, truncation_plot(found, options.samples, len(real)))
     return options.out
 

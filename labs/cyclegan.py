@@ -608,7 +608,7 @@ def measure(argv: Sequence[str]) -> dict[str, Any]:
     add("--held-out", **HELD_OUT)
     add("--direction", choices=("xy", "yx"), default="xy")
     add("--image-size", type=gan.whole(4, 1024), metavar="N", help="that of the model's training if left out")
-    add("--inception-weights", type=gan.some_path, metavar="FILE", help="torch-fidelity's; fetched by it if left out")
+    add("--inception-weights", **gan.WEIGHTS)
     add("--device", **gan.DEVICE)
     add("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args(argv)
@@ -621,7 +621,10 @@ def measure(argv: Sequence[str]) -> dict[str, Any]:
     names = sorted(sources[0].keys() & sources[1].keys())
     if len(names) < 2:
         raise UserError(f"--y {options.y}: {len(names)} of its files have a name that one of --x has, too; name pairs")
-    given, true = (gan.decode_source(gan.Source([part[name] for name in names]), size) for part in sources)
+    try:
+        given, true = (gan.decode_source(gan.Source([part[name] for name in names]), size) for part in sources)
+    except UserError as error:
+        raise UserError(re.sub("; --skip-unreadable.*", "", str(error))) from None
     given, true = (gan.with_channels(part, 3).pixels for part in (given, true))
     inception = gan.Inception(options.inception_weights, device)
     pieces = given.split(max(1, gan.GENERATE_BATCH * 32**2 // size**2))
@@ -649,6 +652,9 @@ def paired_files(flag: str, path: Path, held_out: float) -> dict[str, Path]:
         raise UserError(str(error).replace("--data", f"--{flag}")) from None
     if isinstance(items, np.ndarray):
         raise UserError(f"--{flag} {path}: holds arrays; pairs are files of the same name")
+    (name, times), *_ = Counter(file.stem for file in items).most_common(1)
+    if times > 1:
+        raise UserError(f"--{flag} {path}: {times} of its files are called {name}; which is whose pair cannot be told")
     return {file.stem: file for file in items}
 
 

@@ -224,7 +224,8 @@ def main() -> int:
     missing = [name for name in experiments if not (RESULTS / name / "metrics.json").exists()]
     deadline = time.monotonic() + options.budget * 60
     for name in options.names or missing:
-        run(name, experiments[name], experiments, deadline, options.inception_weights)
+        weights = options.inception_weights and options.inception_weights.resolve()
+        run(name, experiments[name], experiments, deadline, weights)
     return 0
 
 

@@ -486,7 +486,13 @@ def test_a_pretrained_folder_that_is_none(tmp_path, capsys):
         assert message.count("\n") == 1
         return message
 
-    for name, value in (("z_dim", "128"), ("z_dim", 10**9), ("layers", [[True, 16]]), ("eps", None), ("n_stats", True)):
+    for name, value in (
+        ("z_dim", "128"),
+        ("z_dim", 10**9),
+        ("layers", [[True, 16]]),
+        ("eps", None),
+        ("layers", [[True, 8, 16]]),
+    ):
         assert f"its {name} is missing or none of BigGAN-deep's" in said(config | {name: value})
     assert "its layers do not make images of 64" in said(config | {"output_dim": 64})
     assert "config.json: its output_dim is missing" in said([])
