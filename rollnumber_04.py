@@ -1339,7 +1339,8 @@ TAGS = dict(  # of what each epoch measures, in TensorBoard
 )
 SHOWN = ("d_loss", "g_loss", "accuracy", "val_accuracy", "fid")  # while a run goes on
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {  # of parameters, rate, options, whether on CUDA
+# Of parameters, rate (on CUDA it may be a tensor, which a captured step reads anew), options, whether on CUDA.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda p, lr, o, c: torch.optim.Adam(p, lr, betas=(o.beta1, o.beta2), fused=True, capturable=c),
     "adamw": lambda p, lr, o, c: torch.optim.AdamW(p, lr, betas=(o.beta1, o.beta2), fused=True, capturable=c),
     "rmsprop": lambda p, lr, o, c: torch.optim.RMSprop(p, lr, capturable=c),
@@ -1490,7 +1491,6 @@ class Recipe:
     trained: Callable[[argparse.Namespace], dict[str, tuple[Sequence[str], float]]]  # optimizers: networks, rate
     models: Callable[[argparse.Namespace], dict[str, Sequence[str]]]  # files: networks, whose moving average is kept
     pools: Callable[[argparse.Namespace], dict[str, int]]  # of earlier generated images, and how many they hold
-    rates_change: Callable[[argparse.Namespace], bool]  # from step to step
     measures: Callable[[argparse.Namespace], tuple[str, ...]]  # of a step
     step: Callable[["Run", Images, Tensor, argparse.Namespace], Tensor]  # an iteration; its measures
     measured: Callable[[argparse.Namespace], tuple[str, ...]]  # what `look` finds
@@ -1601,7 +1601,12 @@ def make_run(
     for network in networks.values():
         network.to(device, memory_format=torch.channels_last)  # the layout that bf16 kernels and tensor cores want
     optimizers = {
-        name: OPTIMIZERS[options.optimizer](parameters_of(networks, members), rate, options, cuda)
+        name: OPTIMIZERS[options.optimizer](
+            parameters_of(networks, members),
+            torch.tensor(rate, device=device) if cuda and options.lr_decay else rate,
+            options,
+            cuda,
+        )
         for name, (members, rate) in recipe.trained(options).items()
     }
     shape, measures = (channels, options.image_size, options.image_size), recipe.measures(options)
@@ -1863,7 +1868,6 @@ def why_not_captured(run: Run, images: Images, options: argparse.Namespace) -> s
         "there is no CUDA GPU": run.rng.device.type != "cuda",
         "the data is in host memory": any(part.pixels.device.type != run.rng.device.type for part in sets),
         "several processes share the work": process_count() > 1,
-        "the learning rates change": options.recipe.rates_change(options),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
@@ -1917,6 +1921,8 @@ def train_leg(
             run.plain = 0
         if may_capture and run.captured is None and run.plain >= GRAPH_AFTER:
             run.captured = capture(run, images, options)
+        if options.lr_decay:
+            set_rates(run, options)
         (run.captured or partial(iteration, run, images, options=options))(torch.stack(index))
         run.step, run.waiting, run.plain, timed = run.step + 1, run.waiting + 1, run.plain + 1, timed + 1
         row_is_due = run.waiting >= options.log_every or done == steps - 1
@@ -1932,6 +1938,17 @@ def train_leg(
     run.seconds += time.perf_counter() - began
     if run.waiting and not steps:  # resumed with a batch that no longer fits into the epoch
         yield logged(run) | {"images_per_s": 0.0}
+
+
+def set_rates(run: Run, options: argparse.Namespace) -> None:
+    """Set the rates of the step to come: they fall linearly to 0 over the second half of the run."""
+    share = max(0.0, min(1.0, 2 * (1 - run.step / run.planned)))
+    for name, (_, rate) in options.recipe.trained(options).items():
+        for group in run.optimizers[name].param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * share)
+            else:
+                group["lr"] = rate * share
 
 
 def average_sums(run: Run) -> None:
@@ -3045,6 +3062,7 @@ def add_optimizers(parser: argparse.ArgumentParser) -> Callable[..., Any]:
     add("--lr-d", type=real(0, 10, True), default=2e-4, help="learning rate of D")
     add("--beta1", type=real(0, 0.9999), default=0.5, help="Adam's first decay; sgd's momentum")
     add("--beta2", type=real(0, 0.999999), default=0.999, help="Adam's second decay")
+    add("--lr-decay", **SWITCH, help="rates fall linearly to 0 over the second half of the run")
     return add
 
 
@@ -3424,7 +3442,6 @@ GAN = Recipe(
     trained=lambda o: {"generator": (("generator",), o.lr_g), "discriminator": (("discriminator",), o.lr_d)},
     models=lambda o: {name: (name,) for name in ("generator", *(["discriminator"] if o.multitask else []))},
     pools=lambda o: {"fakes": o.replay} if o.replay else {},
-    rates_change=lambda o: False,
     measures=measures_of,
     step=gan_step,
     measured=lambda o: (*(VALIDATION_MEASURES if o.multitask else ()), "diversity", "fid"),

@@ -202,20 +202,11 @@ def step(run: gan.Run, images: gan.Images, index: Tensor, options: argparse.Name
     other = other.to(images.other.pixels.device)
     x = crops(gan.real_batch(images.pixels, index[0], options.flip, rng), size, rng)
     y = crops(gan.real_batch(images.other.pixels, other, options.flip, rng), size, rng)
-    set_rates(run, options)
     g_measures, fakes = translators_step(run, x, y, options)
     d_measures = discriminators_step(run, {"x": x, "y": y}, fakes)
     g_loss, cycle, identity, g_xy, g_yx = g_measures
     d_x, d_y = d_measures
     return torch.stack([d_x + d_y, g_loss, cycle, identity, g_xy, g_yx, d_x, d_y])
-
-
-def set_rates(run: gan.Run, options: argparse.Namespace) -> None:
-    """With `lr_decay` the rates fall linearly to 0 over the second half of the run."""
-    share = min(1.0, 2 * (1 - run.step / run.planned)) if options.lr_decay else 1.0
-    for name, (_, rate) in options.recipe.trained(options).items():
-        for group in run.optimizers[name].param_groups:
-            group["lr"] = rate * max(0.0, share)
 
 
 def translators_step(
@@ -443,7 +434,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--pool", type=gan.whole(0, 2**16), default=0, metavar="N", help="D sees earlier translations, from a pool of N"
     )
     add = gan.add_optimizers(parser)
-    add("--lr-decay", **gan.SWITCH, help="rates fall to 0 over the second half of the run")
     add("--ema", type=gan.real(0, 10**9), default=10_000, help="half-life of the averages, in images")
     gan.add_performance(parser)
     gan.add_output(parser)
@@ -500,7 +490,6 @@ RECIPE = gan.Recipe(
     trained=lambda o: {"translators": (("xy", "yx"), o.lr_g), "discriminators": (("x", "y"), o.lr_d)},
     models=lambda o: {"translators": ("xy", "yx")},
     pools=lambda o: dict.fromkeys(("x", "y"), o.pool) if o.pool else {},
-    rates_change=lambda o: o.lr_decay,
     measures=lambda o: MEASURES,
     step=step,
     measured=lambda o: ("test_cycle",),

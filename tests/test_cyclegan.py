@@ -147,16 +147,6 @@ def test_the_pools_show_new_and_old_translations_half_and_half():
     assert [count / (4 * 196) for count in old.values()] == pytest.approx([0.5, 0.5], abs=0.06)
 
 
-def test_the_rates_fall_over_the_second_half():
-    run, options = toy_run("--lr-decay", "--lr-g", "0.001", "--lr-d", "0.002")
-    run.planned = 100
-    for step, share in ((0, 1), (50, 1), (75, 0.5), (99, 0.02)):
-        run.step = step
-        cyclegan.set_rates(run, options)
-        rates = [run.optimizers[name].param_groups[0]["lr"] for name in ("translators", "discriminators")]
-        assert rates == pytest.approx([0.001 * share, 0.002 * share])
-
-
 def test_crops_are_squares_of_their_images():
     batch = torch.arange(2 * 3 * 10 * 12).reshape(2, 3, 10, 12).float()
     rng, places = torch.Generator().manual_seed(0), set()

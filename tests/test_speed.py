@@ -187,6 +187,7 @@ def test_why_steps_are_not_captured(monkeypatch):
         "--replay 16 --instance-noise 0.2 --flip",
         "--penalty r1 --norm batch,none",
         "--augment colour,translation,cutout",
+        "--lr-decay",
         "--optimizer adamw",
         "--optimizer rmsprop",
         "--optimizer sgd --lr-g 1e-3 --lr-d 1e-3",

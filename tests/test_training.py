@@ -1,6 +1,7 @@
 """The losses against numbers worked out by hand, and the rules that one training step keeps."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,6 +58,32 @@ def test_binary_cross_entropy_by_hand():
 
 
 # ------------------------------------------------------------------------------------------------------------ steps
+
+
+def test_the_rates_fall_over_the_second_half():
+    run, options = toy_run("--lr-decay", "--lr-g", "0.001", "--lr-d", "0.002")
+    run.planned = 100
+    for step, share in ((0, 1), (50, 1), (75, 0.5), (99, 0.02), (120, 0)):
+        run.step = step
+        gan.set_rates(run, options)
+        rates = [run.optimizers[name].param_groups[0]["lr"] for name in ("generator", "discriminator")]
+        assert rates == pytest.approx([0.001 * share, 0.002 * share])
+    images, seen = gan.Images(torch.from_numpy(pictures(64)), None, ()), []
+    run, options = toy_run("--lr-decay")
+    run.planned = 8
+    options.recipe = replace(
+        options.recipe,
+        step=lambda run, *others: (
+            seen.append(run.optimizers["generator"].param_groups[0]["lr"]) or gan.gan_step(run, *others)
+        ),
+    )
+    for _ in gan.train_leg(run, images, 8, options):
+        pass
+    assert seen == pytest.approx([2e-4] * 5 + [1.5e-4, 1e-4, 5e-5])
+    run, options = toy_run()
+    for _ in gan.train_leg(run, images, 3, options):
+        pass
+    assert run.optimizers["generator"].param_groups[0]["lr"] == 2e-4
 
 
 @pytest.mark.parametrize("loss", gan.LOSSES)
