@@ -1997,16 +1997,23 @@ class RunLog:
     """`log.csv`, `epochs.csv` and TensorBoard; the run keeps each row too, so that checkpoints carry the history."""
 
     def __init__(self, out: Path, run: Run):
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-        self.run = run
+        self.run, self.out, self.begun = run, out, run.step
         columns = (run.log_columns, run.epoch_columns)
         self.files = [open(out / name, "w", newline="", encoding="utf-8") for name in ("log.csv", "epochs.csv")]
         self.log, self.epochs = (csv.DictWriter(*pair) for pair in zip(self.files, columns, strict=True))
         for table, rows in ((self.log, run.log), (self.epochs, run.epochs)):  # a resumed run drops what it will redo
             table.writeheader()
             table.writerows(rows)
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=run.step + 1)
+        self.writer = None
+
+    @property
+    def board(self) -> Any:
+        """TensorBoard's writer, made when there is something to write: its import would delay the first step."""
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.begun + 1)
+        return self.writer
 
     def add(self, row: dict[str, float]) -> None:
         """Log the means of one logging interval."""
@@ -2033,7 +2040,8 @@ class RunLog:
         """Close the files; what was logged is already in them."""
         for file in self.files:
             file.close()
-        self.board.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 def pixel_spread(pixels: np.ndarray | Tensor) -> float:
@@ -2195,7 +2203,7 @@ def save_sheets(run: Run, sheets: dict[str, Image.Image], options: argparse.Name
         if last:
             save_gif(folder, unit, number)
     if last or f"{number}".rstrip("0") in ("1", "2", "5"):
-        plot_weights(run, options.out, options.iterations)
+        plot_weights(run.networks, (unit, number, name), run.step, options.out)
 
 
 def milestone(run: Run, iterations: int | None) -> tuple[str, int, str]:
@@ -2302,13 +2310,13 @@ def draw_layer(axes: Any, weight: Tensor, at_pixels: bool) -> str:
     return kind + ", a row per output" * (outputs > 1) + f" (blue −{limit:.2g}, red +{limit:.2g})"
 
 
-def plot_weights(run: Run, out: Path, iterations: int | None = None) -> None:
+def plot_weights(networks: dict[str, nn.Module], at: tuple[str, int, str], step: int, out: Path) -> None:
     """`weights/<network>_<milestone>.png`: the layer at the pixels as filters, others as kernels, and histograms."""
     from matplotlib.figure import Figure
 
-    unit, number, name = milestone(run, iterations)
-    at = f"iteration {number:,}" if iterations else f"{unit} {number} (iteration {run.step:,})"
-    for title, trained in run.networks.items():
+    unit, number, name = at
+    after = f"{unit} {number:,}" if unit == "iteration" else f"{unit} {number} (iteration {step:,})"
+    for title, trained in networks.items():
         network = deepcopy(trained).eval()  # in training mode looking at a spectrally normalised weight changes it
         layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
         if not isinstance(trained, Generator | Discriminator):  # a lab's may be deep: its convolutions
@@ -2317,7 +2325,7 @@ def plot_weights(run: Run, out: Path, iterations: int | None = None) -> None:
         at_pixels = layers[-1 if draws else 0]
         inch = 1 / (2.3 * len(layers))  # of the figure's height; fixed margins, for a layout engine would draw it twice
         figure = Figure(figsize=(12, 1 / inch), dpi=80)
-        figure.suptitle(f"Weights of the {title} after {at}")
+        figure.suptitle(f"Weights of the {title} after {after}")
         margins = dict(left=0.01, right=0.98, bottom=0.5 * inch, top=1 - 0.75 * inch, hspace=0.7, wspace=0.15)
         rows = figure.subplots(len(layers), 2, width_ratios=(3, 1), squeeze=False, gridspec_kw=margins)
         for (picture, histogram), layer in zip(rows, layers, strict=True):
@@ -3602,8 +3610,7 @@ def run_legs(
     ):
         if shared(not holds_checkpoint(out)):  # a new run or a branch: from here on there is something to resume from
             save_run(run, options, facts, keep=False)
-        if not run.step:
-            plot_weights(run, out, options.iterations)
+        first = None if run.step else (deepcopy(run.networks), milestone(run, options.iterations))
         while not is_done(run, options):
             times, begun, steps = [time.perf_counter()], run.step, leg_steps(run, count, options)
             bar.set_description(progress(run, options))
@@ -3612,8 +3619,13 @@ def run_legs(
                 bar.update(row["step"] * of_step - bar.n)
                 log.add(row)
             times.append(time.perf_counter())
-            if run.step < begun + steps:  # stopped
+            stopped = run.step < begun + steps
+            if stopped:
                 save_run(run, options, facts, keep=False)
+            if first:  # the untrained weights: a picture of them takes longer than the first steps
+                plot_weights(*first, 0, out)
+                first = None
+            if stopped:
                 break
             if not options.iterations:
                 run.epoch, run.seen = run.epoch + 1, 0

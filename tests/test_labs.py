@@ -161,7 +161,7 @@ def test_drawing_weights_leaves_spectral_norm_as_it_was(tmp_path):
     run, _ = toy_run("--spectral-norm")
     before = {name: t.clone() for name, t in run.discriminator.state_dict().items()}
     (tmp_path / "weights").mkdir()
-    gan.plot_weights(run, tmp_path)
+    gan.plot_weights(run.networks, ("epoch", 0, "epoch_0000"), 0, tmp_path)
     assert all(torch.equal(before[name], t) for name, t in run.discriminator.state_dict().items())
 
 
