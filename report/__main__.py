@@ -5,6 +5,7 @@
     python -m report run --inception-weights FILE    # for the FIDs among them, where there is no network
 
 A run's folder is runs/report/<experiment>/<run>. One that was interrupted is resumed, one that is whole is only read.
+Two experiments may share a run: the second says "@<experiment>/<run>" in the place of its command.
 """
 
 import argparse
@@ -82,7 +83,8 @@ def measure(out: Path, words: str) -> dict[str, Any]:
     options = json.loads((out / "options.json").read_text(encoding="utf-8"))
     asked = gan.plain(parsed(words))
     del asked["preset"]  # a name for defaults: the options themselves are compared
-    asked |= {name: options[name] for name in ("image_size", "precision", "batch_size") if name not in words}
+    settled = ("image_size", "precision", "batch_size")  # by the data and the machine, if not given
+    asked |= {name: options[name] for name in settled if f"--{name.replace('_', '-')}" not in words}
     if changed := [name for name, value in asked.items() if options.get(name, value) != value]:
         sys.exit(
             f"{out}: was not made with the options of {EXPERIMENTS.name}: {', '.join(changed)}; remove it to run again"
@@ -160,27 +162,31 @@ def side_by_side(runs: dict[str, Path], epochs: list[int]) -> Image.Image:
     return whole
 
 
+def located(name: str, run_name: str, everything: dict[str, Any]) -> tuple[Path, str]:
+    """The folder and the command of an experiment's run, which may be another experiment's: @NAME/RUN."""
+    words = everything[name]["runs"][run_name]
+    return located(*words[1:].split("/"), everything) if words.startswith("@") else (RUNS / name / run_name, words)
+
+
 def run(
     name: str, experiment: dict[str, Any], everything: dict[str, Any], deadline: float, weights: Path | None = None
 ) -> None:
     """Complete an experiment's runs and write its facts to results/<name>/."""
-    outs = {run_name: RUNS / name / run_name for run_name in experiment["runs"]}
-    for run_name, out in outs.items():
-        complete(out, experiment["runs"][run_name], deadline)
+    runs = {run_name: located(name, run_name, everything) for run_name in experiment["runs"]}
+    outs = {run_name: out for run_name, (out, _) in runs.items()}
+    for out, words in runs.values():
+        complete(out, words, deadline)
     facts = {
-        run_name: {
-            "command": shlex.join(["python", *(start := program(experiment["runs"][run_name]))[0], *start[2]]),
-            **measure(out, experiment["runs"][run_name]),
-        }
-        for run_name, out in outs.items()
+        run_name: {"command": shlex.join(["python", *(start := program(words))[0], *start[2]]), **measure(out, words)}
+        for run_name, (out, words) in runs.items()
     }
     if "judge" in experiment:
-        other, judging_run = experiment["judge"]["run"].split("/")
-        classifier, count = RUNS / other / judging_run, experiment["judge"]["samples"]
-        complete(classifier, everything[other]["runs"][judging_run], deadline)
+        judging_run, count = experiment["judge"]["run"], experiment["judge"]["samples"]
+        classifier, words = located(*judging_run.split("/"), everything)
+        complete(classifier, words, deadline)
         for run_name, out in outs.items():
             said = judge(out, classifier / "discriminator.safetensors", count)
-            facts[run_name][f"judged by {other}/{judging_run}"] = said
+            facts[run_name][f"judged by {judging_run}"] = said
     for measure_name, command in experiment.get("measures", {}).items():
         for run_name, out in outs.items():
             facts[run_name][measure_name] = measured_by(command, measure_name, out, weights)

@@ -21,9 +21,10 @@ from report import __main__ as report
 def test_every_experiment_can_be_run():
     experiments = tomllib.loads(report.EXPERIMENTS.read_text(encoding="utf-8"))
     assert experiments
-    for experiment in experiments.values():
+    for name, experiment in experiments.items():
         assert experiment["question"].endswith("?")
-        for words in experiment["runs"].values():
+        for run_name in experiment["runs"]:
+            _, words = report.located(name, run_name, experiments)
             options = report.parsed(words)
             assert max(experiment["sheets"]) <= (options.iterations or options.epochs)
             assert not options.iterations or all(number % options.sample_every == 0 for number in experiment["sheets"])
