@@ -134,6 +134,22 @@ def measured_by(command: str, name: str, out: Path, weights: Path | None) -> dic
     return found
 
 
+def draw(command: str, out: Path, picture: Path) -> None:
+    """Let a command, such as `interpolate {out}/generator.safetensors --out {picture}`, draw a picture of a run."""
+    start, _, words = program(command.format(out=os.path.relpath(out, ROOT), picture=picture.resolve()))
+    line = [sys.executable, *start, *words]
+    if status := subprocess.run(line, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
+        sys.exit(f"{shlex.join(line)} ended with status {status}")
+
+
+def spectrum(out: Path, count: int) -> np.ndarray:
+    """The mean power of each spatial frequency in `count` grey samples of seed 0, S×S, frequency 0 in the middle."""
+    samples = gan.load_generator(out / "generator.safetensors").generate(count).astype(np.float64) / 127.5 - 1
+    grey = samples.mean(3) if samples.ndim == 4 else samples
+    power = np.abs(np.fft.fft2(grey, norm="ortho")) ** 2
+    return np.fft.fftshift(power.mean(0))
+
+
 def sample_sheet(out: Path, number: int) -> Path:
     """The samples of a run at an epoch or, if it counts iterations, at an iteration."""
     by_epoch = out / "samples" / f"epoch_{number:04d}.png"
@@ -194,9 +210,14 @@ def run(
     results.mkdir(parents=True, exist_ok=True)
     for run_name, out in outs.items():
         write_thinned(results / f"{run_name}.csv", read_rows(out / "epochs.csv"))
-        confusion = out / "confusion_matrix.csv"
-        if confusion.exists():
-            (results / f"{run_name}-confusion.csv").write_bytes(confusion.read_bytes())
+        for path in (
+            path for pattern in ("confusion_matrix.csv", *experiment.get("keep", ())) for path in out.glob(pattern)
+        ):
+            (results / f"{run_name}-{path.name}").write_bytes(path.read_bytes())
+        for picture, command in experiment.get("pictures", {}).items():
+            draw(command, out, results / f"{run_name}-{picture}.png")
+        if "spectrum" in experiment:
+            np.savetxt(results / f"{run_name}-spectrum.csv", spectrum(out, experiment["spectrum"]), "%.5g", ",")
     side_by_side(outs, experiment["sheets"]).save(results / "samples.png", optimize=True)
     metrics = {"question": experiment["question"], "runs": facts}
     (results / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -40,7 +40,8 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
     words = shlex.join([*TOY, "--data", str(tmp_path / "data"), "--epochs", "2", "--seed", "1"])
     runs = {"without": words, "with": words + " --multitask"}
     (tmp_path / "experiments.toml").write_text(
-        "[toy]\nquestion = '?'\nsheets = [1, 2]\njudge = { run = 'toy/with', samples = 200 }\n[toy.runs]\n"
+        "[toy]\nquestion = '?'\nsheets = [1, 2]\njudge = { run = 'toy/with', samples = 200 }\n"
+        "keep = ['weights/generator_epoch_0000.png']\nspectrum = 20\n[toy.runs]\n"
         + "".join(f'{name} = "{line}"\n' for name, line in runs.items())
     )
     for name in ("EXPERIMENTS", "RESULTS", "RUNS"):
@@ -48,8 +49,14 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("sys.argv", ["report", "run"])
     assert report.main() == 0
     results = tmp_path / "RESULTS" / "toy"
-    kept = {"metrics.json", "samples.png", "with.csv", "without.csv", "with-confusion.csv"}
+    kept = {"metrics.json", "samples.png", "with-confusion_matrix.csv"}
+    kept |= {f"{run}{part}" for run in runs for part in (".csv", "-generator_epoch_0000.png", "-spectrum.csv")}
     assert {path.name for path in results.iterdir()} == kept
+    power = np.loadtxt(results / "with-spectrum.csv", delimiter=",")
+    samples = gan.load_generator(tmp_path / "RUNS/toy/with/generator.safetensors").generate(20) / 127.5 - 1
+    assert power.shape == (8, 8)
+    assert power.sum() == pytest.approx((samples.mean(3) ** 2).sum() / 20, rel=1e-3)  # Parseval
+    assert power[4, 4] == pytest.approx((samples.mean((1, 2, 3)) ** 2).mean() * 64, rel=1e-3)
     facts = json.loads((results / "metrics.json").read_text())["runs"]
     assert facts["with"]["command"] == f"python rollnumber_04.py {runs['with']}"
     assert facts["without"]["seed"] == 1
@@ -97,6 +104,10 @@ def test_what_a_command_measures_is_kept_in_the_runs_folder(tmp_path, monkeypatc
     with pytest.raises(SystemExit, match="evaluate bad ended with status 3"):
         report.measured_by("evaluate bad", "other", tmp_path, None)
     assert not (tmp_path / "other.json").exists()
+    report.draw("interpolate {out}/generator.safetensors --out {picture}", tmp_path, tmp_path / "path.png")
+    assert asked[-1] == ["rollnumber_04.py", "interpolate", model, "--out", str(tmp_path / "path.png")]
+    with pytest.raises(SystemExit, match="interpolate bad ended with status 3"):
+        report.draw("interpolate bad", tmp_path, tmp_path / "path.png")
 
 
 @pytest.mark.slow
