@@ -38,6 +38,7 @@ import struct
 import sys
 import tarfile
 import tempfile
+import textwrap
 import threading
 import time
 import warnings
@@ -2737,7 +2738,7 @@ def load_network(
                     raise UserError(f"{path}: not a model of this program: its metadata lack format {MODEL_FORMAT!r}")
                 architectures = json.loads(metadata["architecture"])
                 if not isinstance(architectures, dict) or name not in architectures:
-                    raise UserError(f"{path}: holds no {name}")
+                    raise UserError(f"{path}: holds no {name}: it is no model of this program, or another command's")
                 architecture, prefix = architectures[name], f"{name}."
                 keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 (not a dict)
                 weights = {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
@@ -2747,7 +2748,7 @@ def load_network(
     with torch.device("meta"):
         expected = kind(**architecture).state_dict()
     if wrong := difference(weights, expected, name):
-        raise UserError(f"{path}: {wrong}")
+        raise UserError(f"{path}: {wrong}: another program's, or damaged")
     drawn = {"init": "torch"} if "init" in architecture else {}  # an orthogonal one takes long, and is overwritten
     network = kind(**architecture | drawn)
     network.architecture = architecture
@@ -2781,6 +2782,8 @@ class Inception:
         self.device = device if device.type == "cuda" else torch.device("cpu")  # all that torch-fidelity knows
         self.batch = 32 if self.device.type == "cpu" else GENERATE_BATCH  # 0.2 GB of maps, and a bar that moves
         try:
+            if weights and not os.path.isfile(weights):
+                raise ValueError("there is no such file")
             if weights:  # of any origin; the library itself would run what a pickle says
                 state = torch.load(weights, map_location="cpu", weights_only=True)
                 if wrong := difference(state, state, "weights"):
@@ -2965,8 +2968,8 @@ MOST_KERNEL = 15
 COMMANDS = ("train", "generate", "interpolate", "evaluate", "classify")
 
 
-class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Help that shows each default there is."""
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help that shows each default there is, and what presets change of them."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
@@ -3030,6 +3033,14 @@ CACHE = dict(action=argparse.BooleanOptionalAction, default=True, help="keep man
 
 def add_main(parser: argparse.ArgumentParser, presets: dict[str, dict[str, Any]], least_batch: int = 2) -> None:
     """What is trained, how long, and from where on; the first preset is that of the defaults."""
+    kept = [" ".join(command_line(preset)).replace("=", " ") or "all defaults" for preset in presets.values()]
+    parser.epilog = "\n  ".join(
+        ["what a preset sets, if nothing else is given:"]
+        + [
+            textwrap.fill(f"{name}: {words}", 116, subsequent_indent="    ")
+            for name, words in zip(presets, kept, strict=True)
+        ]
+    )
     add = parser.add_argument_group("main").add_argument
     add("--preset", choices=presets, default=next(iter(presets)), help="a named set of defaults")
     add("--epochs", type=whole(1, 10**6), help="passes over the data (50)")
@@ -3309,6 +3320,8 @@ def resumed_options(
         raise UserError(
             f"{path}: holds {', '.join(map(str, saved['architecture']))}: it is no run of this program"[:300]
         )
+    for name, architecture in saved["architecture"].items():
+        checked_architecture(path, name, architecture, given.recipe)
     described = {name: value for name, value in saved["options"].items() if name in plain(given)}
     words = command_line(described)
     try:
@@ -3327,7 +3340,10 @@ def resumed_options(
     for name, new in plain(options).items():
         flag, old = "--" + name.replace("_", "-"), plain(before)[name]
         if new != old and name in options.recipe.fixed:
-            raise UserError(f"{flag} {new}: the checkpoint {path} {options.recipe.fixed[name]} {flag} {old}")
+            typed, before_it = (
+                " ".join(command_line({name: value})).replace("=", " ") or f"no {flag}" for value in (new, old)
+            )
+            raise UserError(f"{typed}: the checkpoint {path} {options.recipe.fixed[name]} {before_it}")
         columns = options.recipe.measures
         if new != old and name in ("loss", "penalty") and columns(options) != columns(before):
             raise UserError(f"{flag} {new}: the log of {path}, with {flag} {old}, has other columns; begin a new run")
@@ -3424,6 +3440,8 @@ def describe(run: Run, options: argparse.Namespace) -> tuple[str, str, list[str]
     objective = "conditional " * options.conditional + LOSS_NAMES[options.loss]
     if options.penalty != "none":
         objective += f" with {options.penalty_weight:g} · {options.penalty}"
+    if options.augment != "none":
+        objective += f", augmented ({options.augment})"
     notes = []
     if options.loss == "wgan" and options.penalty == "none" and not options.spectral_norm:
         notes.append("nothing bounds the critic's slope, without which --loss wgan means little; add --penalty wgan-gp")
@@ -3761,7 +3779,8 @@ def announce(
     say(f"networks   {networks}")
     steps_of_d = f", {options.d_steps} steps of D to one of G" if options.d_steps > 1 else ""
     done = f", {run.step:,} steps done" if run.step else ""
-    say(f"training   {objective}, batch {options.batch_size}{steps_of_d}, {length}{done}")
+    decay = ", rates falling to 0" if options.lr_decay else ""
+    say(f"training   {objective}, batch {options.batch_size}{steps_of_d}{decay}, {length}{done}")
     for note in notes:
         say(f"note: {note}")
     say(f"seed       {facts['seed']}")
@@ -3811,6 +3830,10 @@ def generate(options: argparse.Namespace) -> Path:
                 of_class = {"labels": labels, "classes": np.array(classes)} if classes else {}
                 np.savez_compressed(stream, images=images, **of_class)
             write_whole(out, stream.getvalue())
+    except KeyboardInterrupt:
+        if not kind:
+            say(f"{out} holds the first of the {options.count:,} images")
+        raise
     except MemoryError:
         raise UserError(f"--count {options.count}: do not fit into memory; --out folder/ takes any number") from None
     except OSError as error:

@@ -26,6 +26,7 @@ import io
 import json
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -153,9 +154,7 @@ class Generator(gan.BaseGenerator):
         return self.last(maps)
 
     def embeddings(self) -> Tensor:
-        """Those of the classes, classes×embedding. Raises UserError if it is not conditional."""
-        if self.embed is None:
-            raise UserError("the generator is not conditional: it has no embeddings of classes")
+        """Those of the classes, classes×embedding, of a conditional one."""
         return self.embed.weight.detach().mT
 
 
@@ -391,17 +390,20 @@ def load_pretrained(folder: Path, truncation: float = 1.0, device: str | torch.d
     """BigGAN-deep from a folder with `config.json` and `pytorch_model.bin`. Raises UserError."""
     if not 0 < truncation <= 1:
         raise UserError(f"--truncation {truncation}: of a pretrained BigGAN must be above 0, up to 1")
+    if not os.path.isdir(folder):
+        raise UserError(f"--pretrained {folder}: is no folder")
     for name in FILES:
         if not os.path.isfile(folder / name):
             fetch = f"fetch {WHERE}{FILES[0]} and {WHERE}{FILES[1]} (or those of 128 or 512) into that folder"
             raise UserError(f"--pretrained {folder}: has no {name}; {fetch} as {' and '.join(FILES)}")
     config = read_config(folder / FILES[0])
     try:
-        state = torch.load(folder / FILES[1], map_location="cpu", weights_only=True)  # can run no code
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of pickles that it does not read in any case
+            state = torch.load(folder / FILES[1], map_location="cpu", weights_only=True)  # can run no code
         plain = folded({key.removeprefix("generator."): tensor for key, tensor in state.items()}, truncation)
-    except Exception as error:  # whatever else a file is, it is not those weights
-        said = " ".join(gan.complaint(error).split())[:200]
-        raise UserError(f"--pretrained {folder / FILES[1]}: cannot be read ({said})") from None
+    except Exception:  # whatever else a file is, it is not those weights; torch's words only advise to run its code
+        raise UserError(f"--pretrained {folder / FILES[1]}: is no file of weights, or damaged") from None
     plain["embeddings_of.weight"] = plain.pop("embeddings.weight", None)
     make = partial(PretrainedGenerator, config, truncation, class_names(config["num_classes"]))
     with torch.device("meta"):
@@ -416,8 +418,10 @@ def read_config(path: Path) -> dict[str, Any]:
     """What a config.json says of the network, checked before anything of its size is built. Raises UserError."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--pretrained {path}: {gan.complaint(error)}"[:300]) from None
+    except OSError as error:
+        raise UserError(f"--pretrained {path}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"--pretrained {path}: is not JSON") from None
 
     def is_whole(value: Any, low: int, high: int) -> bool:
         return type(value) is int and low <= value <= high
@@ -437,7 +441,9 @@ def read_config(path: Path) -> dict[str, Any]:
         return is_list and all(is_whole(factor, 1, 64) for factor in layer[1:]) and layer[2] <= layer[1]
 
     for name, fits in limits.items():
-        if not isinstance(config, dict) or name not in config or not fits(config[name]):
+        if not isinstance(config, dict):
+            raise UserError(f"--pretrained {path}: is no configuration of BigGAN-deep")
+        if name not in config or not fits(config[name]):
             raise UserError(f"--pretrained {path}: its {name} is missing or none of BigGAN-deep's")
     layers = config["layers"]
     follow = [16, *(layer[2] for layer in layers)] == [*(layer[1] for layer in layers), 1]
@@ -484,13 +490,16 @@ def class_names(count: int) -> list[str]:
 ########################################################################################################################
 
 
-def command_parser(name: str, described: str, out: str, rows: int | None = None) -> gan.Parser:
-    """The command line that the lab's own commands share: model, result and, for sheets of `rows`, the noise."""
+def command_parser(name: str, described: str, out: str, rows: int | None = None, foreign: bool = True) -> gan.Parser:
+    """The command line that the lab's own commands share: model (also a `foreign` one), result, noise of `rows`."""
     layout = partial(gan.Help, max_help_position=34, width=120)
     parser = gan.Parser(prog=f"labs.biggan {name}", description=described, formatter_class=layout, allow_abbrev=False)
     add = parser.add_argument
-    add("model", nargs="?", type=gan.some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
-    add("--pretrained", type=gan.some_path, metavar="FOLDER", help="a BigGAN-deep instead: config.json and its weights")
+    kind = dict(type=gan.some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
+    add("model", **kind | ({"nargs": "?"} if foreign else {}))
+    if foreign:
+        add("--pretrained", type=gan.some_path, metavar="FOLDER", help="a BigGAN-deep: config.json, pytorch_model.bin")
+    parser.set_defaults(pretrained=None)
     add("--out", type=gan.some_path, required=True, metavar="PATH", help=out)
     if rows:
         add("--alphas", type=gan.whole(2, 1000), default=8, help="images on a path, both ends among them")
@@ -501,14 +510,17 @@ def command_parser(name: str, described: str, out: str, rows: int | None = None)
     return parser
 
 
-def opened(options: argparse.Namespace) -> Generator | PretrainedGenerator:
-    """The generator that a command is to use. Raises UserError."""
+def opened(options: argparse.Namespace, conditional: bool = False) -> Generator | PretrainedGenerator:
+    """The generator that a command is to use, which may have to be conditional. Raises UserError."""
     device = gan.choose_device(options.device)
     if (options.model is None) == (options.pretrained is None):
         raise UserError("give one of MODEL and --pretrained FOLDER")
     if options.pretrained is not None:
         return load_pretrained(options.pretrained, getattr(options, "truncation", None) or 1.0, device)
-    return gan.load_network(options.model, "generator", device, RECIPE)
+    generator = gan.load_network(options.model, "generator", device, RECIPE)
+    if conditional and not generator.architecture["classes"]:
+        raise UserError(f"{options.model}: is not conditional: it has no embeddings of classes")
+    return generator
 
 
 def interpolate(argv: Sequence[str]) -> Path:
@@ -553,7 +565,7 @@ def embeddings(argv: Sequence[str]) -> Path:
         raise UserError("embeddings: needs scikit-learn (pip install -r labs/requirements.txt)") from None
     from matplotlib.figure import Figure
 
-    generator = opened(options)
+    generator = opened(options, conditional=True)
     rows, names = generator.embeddings().cpu(), generator.architecture["classes"]
     if len(names) < 4:
         raise UserError(f"{options.model or options.pretrained}: has {len(names)} classes; t-SNE takes 4 or more")
@@ -643,7 +655,7 @@ def paths(argv: Sequence[str]) -> Path:
     gan.check_writable("--out", options.out)
     if options.pairs and options.all_pairs:
         raise UserError("--all-pairs: does not go with --pairs")
-    generator = opened(options)
+    generator = opened(options, conditional=True)
     names, distances = generator.architecture["classes"], cosine_distances(generator.embeddings())
     if options.pairs:
         pairs = [pair_of(generator, words) for words in options.pairs]
@@ -669,12 +681,15 @@ def paths(argv: Sequence[str]) -> Path:
     for row in found:
         numbers = f"{row['ppl']:10.1f} {row['detour']:8.3f} {row['largest']:14.3f}"
         say(f"{row['pair'][:30]:30} {row['cosine distance']:15.3f} {numbers}")
+    if options.all_pairs and len(found) < 5:
+        say("note: too few pairs for a rank correlation of distance and smoothness")
     if len(found) > 4:
         from scipy.stats import spearmanr  # which evaluation needs, too
 
         for column in ("ppl", "detour", "largest"):
             rank = spearmanr([row["cosine distance"] for row in found], [row[column] for row in found])
-            say(f"rank correlation of the distance with {column:8} {rank.statistic:6.3f} (p {rank.pvalue:.2g})")
+            name = {"ppl": "PPL", "largest": "largest step"}.get(column, column)
+            say(f"rank correlation of the distance with {name:13} {rank.statistic:6.3f} (p {rank.pvalue:.2g})")
     how = f"{options.samples} paths of {options.alphas} images a pair; Inception weights {inception.digest}"
     say(f"{how}: {options.out}")
     return options.out
@@ -702,7 +717,7 @@ def safe_name(text: str) -> str:
 def truncation(argv: Sequence[str]) -> Path:
     """The command `truncation`: FID, precision and recall at several truncations, in a picture. Raises UserError."""
     described = "Measure what truncated noise gives and takes: fidelity (precision) and variety (recall)."
-    parser = command_parser("truncation", described, "a .png file; a .csv is written beside it")
+    parser = command_parser("truncation", described, "a .png file; a .csv of its name is written, too", foreign=False)
     add = parser.add_argument
     add("--data", type=gan.some_path, metavar="PATH", help="real images; drawn shapes if left out")
     many = dict(type=gan.real(0, 10, True), nargs="+", default=[0.25, 0.5, 0.75, 1.0, 1.5, 2.0], metavar="T")
@@ -715,8 +730,6 @@ def truncation(argv: Sequence[str]) -> Path:
     options = parser.parse_args(argv)
     if options.out.suffix.lower() != ".png":
         raise UserError(f"--out {options.out}: must end in .png")
-    if options.pretrained:
-        raise UserError("--pretrained: its statistics differ with the truncation; give a MODEL that was trained here")
     gan.check_writable("--out", options.out.parent)
     generator = opened(options)
     size, channels = generator.architecture["image_size"], generator.architecture["channels"]
@@ -729,12 +742,16 @@ def truncation(argv: Sequence[str]) -> Path:
     for value in (*sorted({*options.truncations}), None):
         stream = generator.stream(options.samples, seed=options.seed, truncation=value)
         fake = inception.features(stream, options.samples, f"truncation {value}")
-        found.append({"truncation": value or "", **gan.quality(fake, real, inception, options.seed)})
+        found.append({"truncation": value or "", "n_fake": options.samples, "n_real": len(real), "seed": options.seed})
+        found[-1] |= gan.quality(fake, real, inception, options.seed)
         row = found[-1]
         numbers = f"FID {row['fid']:8.3f}  precision {row['precision']:.3f}  recall {row['recall']:.3f}"
         say(f"truncation {value or 'none':>5}  {numbers}")
     save_table(options.out.with_suffix(".csv"), found)
     save(options.out, truncation_plot(found, options.samples, len(real)))
+    against = f"{len(real):,} training images of {options.data or 'shapes'}"
+    say(f"{options.samples:,} samples each, seed {options.seed}, against {against}")
+    say(f"{gan.NETWORK}, weights {inception.digest}, {gan.RESIZE}: {options.out}")
     return options.out
 
 

@@ -21,9 +21,11 @@ import hashlib
 import io
 import json
 import re
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -302,7 +304,8 @@ def held_out_files(path: Path, share: float) -> tuple[list[Path], list[Path]]:
     for file in source.items:
         parts[zlib.crc32(file.stem.encode(errors="surrogateescape")) < share * 2**32].append(file)
     if not all(parts):
-        raise UserError(f"--data {path}: --held-out {share} leaves none of its {len(source.items)} images on one side")
+        counts = f"{len(parts[0])} of its images for training and {len(parts[1])} for tests"
+        raise UserError(f"--data {path}: --held-out {share} leaves {counts}")
     return parts
 
 
@@ -505,20 +508,22 @@ def load_translator(path: str | Path, direction: str = "xy", device: str | torch
     return gan.load_network(path, direction, device, RECIPE)
 
 
-def trained_at(path: Path) -> int | None:
-    """The image size that a `.safetensors` model was trained at, if it says so."""
+def training_of(path: Path) -> dict[str, Any]:
+    """The options that a `.safetensors` model says it was trained with; {} if it says nothing."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             training = json.loads((file.metadata() or {}).get("training", "{}"))
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError):
-        return None
-    size = training.get("image_size") if isinstance(training, dict) else None
-    return size if isinstance(size, int) else None
+        return {}
+    return training if isinstance(training, dict) and type(training.get("image_size")) is int else {}
 
 
 def translate(argv: Sequence[str]) -> Path:
     """The command `translate`: writes a PNG for each image; returns their folder. Raises UserError."""
-    parser = gan.Parser(prog="labs.cyclegan translate", description="Translate images.", allow_abbrev=False)
+    layout = partial(gan.Help, max_help_position=34, width=120)
+    parser = gan.Parser(
+        prog="labs.cyclegan translate", description="Translate images.", formatter_class=layout, allow_abbrev=False
+    )
     add = parser.add_argument
     add("model", type=gan.some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
     add("images", type=gan.some_path, nargs="+", metavar="IMAGE|FOLDER")
@@ -549,8 +554,11 @@ def translate(argv: Sequence[str]) -> Path:
         raise UserError(f"{second}: would be written over {first}, both as {name}.png; give each a folder of its own")
     for file in files:  # all of them, before any is written
         opened(file, options.image_size)
-    options.out.mkdir(parents=True, exist_ok=True)
-    size, larger = trained_at(options.model), 0
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {options.out}: {error.strerror}") from None
+    size, larger = training_of(options.model).get("image_size"), 0
     for file in files:
         image = opened(file, options.image_size)
         larger += bool(size and not options.image_size and min(image.size) > 1.5 * size)
@@ -589,21 +597,37 @@ def measure(argv: Sequence[str]) -> dict[str, Any]:
     they were, and both with the counterparts of all others: a translation is worth something if it is nearer to its own
     than the image was, and than to another's. Raises UserError.
     """
-    parser = gan.Parser(prog="labs.cyclegan measure", description=measure.__doc__.split("\n")[0], allow_abbrev=False)
+    described = "Measure how near translations come to their true counterparts, images of the same name."
+    layout = partial(gan.Help, max_help_position=34, width=120)
+    parser = gan.Parser(prog="labs.cyclegan measure", description=described, formatter_class=layout, allow_abbrev=False)
     add = parser.add_argument
     add("model", type=gan.some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
     for flag in ("x", "y"):
         add(f"--{flag}", type=gan.some_path, required=True, metavar="FOLDER", help="pairs have the same name in both")
     add("--held-out", **HELD_OUT)
-    add("--direction", choices=("xy", "yx"), default="xy")
+    add("--direction", choices=("xy", "yx"), default="xy", help="of the translations, from --x to --y or back")
     add("--image-size", type=gan.whole(4, 1024), metavar="N", help="that of the model's training if left out")
     add("--inception-weights", **gan.WEIGHTS)
     add("--device", **gan.DEVICE)
     add("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args(argv)
+    with redirect_stdout(sys.stderr if options.json else sys.stdout):
+        result = measure_pairs(options)
+    print(json.dumps(result, ensure_ascii=False) if options.json else measured_text(result))
+    return result
+
+
+def measure_pairs(options: argparse.Namespace) -> dict[str, Any]:
+    """What `measure` finds. Raises UserError."""
     device = gan.choose_device(options.device)
     translator = load_translator(options.model, options.direction, device)
-    size = options.image_size or trained_at(options.model)
+    if options.x.resolve() == options.y.resolve():
+        raise UserError(f"--y {options.y}: is the folder of --x; its images are not each other's counterparts")
+    training = training_of(options.model)
+    if training and training.get("held_out", 0.0) != options.held_out:
+        share = training.get("held_out", 0.0)
+        say(f"note: the model was trained with --held-out {share}: it may have seen some of these images")
+    size = options.image_size or training.get("image_size")
     if not size:
         raise UserError("--image-size: is missing; the model does not say what it was trained at")
     sources = [paired_files(flag, getattr(options, flag), options.held_out) for flag in options.direction]
@@ -619,7 +643,9 @@ def measure(argv: Sequence[str]) -> dict[str, Any]:
     pieces = given.split(max(1, gan.GENERATE_BATCH * 32**2 // size**2))
     translated = torch.from_numpy(np.concatenate([translator.translate(piece) for piece in pieces]))
     of_true = seen_by(inception, true, "counterparts")
-    result: dict[str, Any] = dict(model=str(options.model), direction=options.direction, pairs=len(names), size=size)
+    result: dict[str, Any] = dict(
+        model=str(options.model), direction=options.direction, pairs=len(names), held_out=options.held_out, size=size
+    )
     for name, images in (("untranslated", given), ("translated", translated)):
         for kind, matrix in (
             ("l1", torch.cdist(*(part.flatten(1).float() for part in (images, true)), p=1) / true[0].numel() / 127.5),
@@ -628,9 +654,7 @@ def measure(argv: Sequence[str]) -> dict[str, Any]:
             own, count = matrix.diagonal(), len(names)
             others = (matrix.sum() - own.sum()) / (count * count - count)
             result[f"{name}, {kind}"] = {OWN: float(own.mean()), OTHERS: float(others)}
-    result |= {"network": gan.NETWORK, "weights": inception.digest, "device": gan.device_name(device)}
-    print(json.dumps(result, ensure_ascii=False) if options.json else measured_text(result))
-    return result
+    return result | {"network": gan.NETWORK, "weights": inception.digest, "device": gan.device_name(device)}
 
 
 def paired_files(flag: str, path: Path, held_out: float) -> dict[str, Path]:
@@ -661,7 +685,8 @@ def measured_text(result: dict[str, Any]) -> str:
         for name, values in result.items()
         if isinstance(values, dict)
     ]
-    facts = f"{result['pairs']:,} pairs at {result['size']}×{result['size']}, {result['direction']}"
+    which = f"{result['pairs']:,} pairs" + (f" ({result['held_out']:g} of the files)" if result["held_out"] else "")
+    facts = f"{which} at {result['size']}×{result['size']}, {result['direction']}"
     return "\n".join([*rows, f"{facts}; L1 of pixels in (-1, 1); {result['network']}, weights {result['weights']}"])
 
 

@@ -386,7 +386,7 @@ def test_a_run_with_held_out_images_trains_on_the_others(tmp_path, capsys):
     assert f"validation {len(held)} and {len(held)} test images" in said
     for extra, complaint in (
         (["--x-test", str(tmp_path / "Test_x")], "--held-out: not with --x-test"),
-        (["--held-out", "0.0001"], "--held-out 0.0001 leaves none of its 30 images"),
+        (["--held-out", "0.0001"], "--held-out 0.0001 leaves 30 of its images for training and 0 for tests"),
     ):
         assert cyclegan.main([*words, *extra, "--out", str(tmp_path / "other")]) == 2
         assert complaint in capsys.readouterr().err
