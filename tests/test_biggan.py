@@ -364,7 +364,7 @@ def test_mistakes_are_one_sentence(model, labelled, tmp_path, capsys):
         (["paths", str(model), "--pairs", "cat,cat", *out], "--pairs cat,cat: is one class"),
         (["paths", str(model), "--pairs", "cat", *out], "--pairs cat: takes two classes"),
         (["paths", str(model), "--out", str(labelled)], "is there already"),
-        (["truncation", "--pretrained", "x", *png], "the following arguments are required: MODEL"),
+        (["truncation", str(model), "--pretrained", "x", *png], "unrecognized arguments: --pretrained"),
         (["truncation", str(model), "--truncations", "0", *png], "--truncations: '0' is not"),
     ):
         assert biggan.main(words) == 2, words

@@ -241,7 +241,7 @@ def test_evaluate_trains_a_classifier_for_a_conditional_model(weights, early, tm
     def draw(z, y):
         return np.repeat((y @ level.float()).numpy().astype(np.uint8), 192).reshape(-1, 8, 8, 3)
 
-    monkeypatch.setattr(gan, "load_generator", lambda *args: generator)
+    monkeypatch.setattr(gan, "load_network", lambda *args: generator)
     monkeypatch.setattr(gan, "JUDGE_EPOCHS", 12)
     generator.draw = draw
     words = ["model", "--data", tmp_path / "data", "--samples", 30, "--inception-weights", weights / "no-logits.pth"]

@@ -351,7 +351,7 @@ def test_resume_refuses_other_classes_and_heads(trained, tmp_path, capsys):
     out, _ = trained
     last = str(out / "checkpoints" / "last.pt")
     assert gan.main(["--resume", last, "--no-multitask", "--epochs", "3"]) == 2
-    assert "--multitask False: the checkpoint" in capsys.readouterr().err
+    assert "--no-multitask: the checkpoint" in capsys.readouterr().err
     assert gan.main(["--resume", last, "--validation-split", "0.2", "--epochs", "3"]) == 2  # on what it was trained on
     assert "was trained with --validation-split None" in capsys.readouterr().err
     images, labels = colours(60)
