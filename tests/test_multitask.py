@@ -353,7 +353,7 @@ def test_resume_refuses_other_classes_and_heads(trained, tmp_path, capsys):
     assert gan.main(["--resume", last, "--no-multitask", "--epochs", "3"]) == 2
     assert "--no-multitask: the checkpoint" in capsys.readouterr().err
     assert gan.main(["--resume", last, "--validation-split", "0.2", "--epochs", "3"]) == 2  # on what it was trained on
-    assert "was trained with --validation-split None" in capsys.readouterr().err
+    assert "was trained with no --validation-split" in capsys.readouterr().err
     images, labels = colours(60)
     for label, name in enumerate(("ant", "bee", "cow")):
         save_all(images[labels == label], tmp_path / "data" / name)
