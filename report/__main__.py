@@ -150,22 +150,22 @@ def spectrum(out: Path, count: int) -> np.ndarray:
     return np.fft.fftshift(power.mean(0))
 
 
-def sample_sheet(out: Path, number: int) -> Path:
-    """The samples of a run at an epoch or, if it counts iterations, at an iteration."""
-    by_epoch = out / "samples" / f"epoch_{number:04d}.png"
-    return by_epoch if by_epoch.exists() else out / "samples" / f"iteration_{number:06d}.png"
+def sample_sheet(folder: Path, number: int) -> Path:
+    """The sheet in a folder of samples of an epoch or, if the run counts iterations, of an iteration."""
+    by_epoch = folder / f"epoch_{number:04d}.png"
+    return by_epoch if by_epoch.exists() else folder / f"iteration_{number:06d}.png"
 
 
-def side_by_side(runs: dict[str, Path], epochs: list[int]) -> Image.Image:
+def side_by_side(folders: dict[str, Path], epochs: list[int]) -> Image.Image:
     """The runs' sheets beside each other, a row for an epoch or iteration; of all but the last the upper quarter."""
     rows = []
     for epoch in epochs:
-        sheets = [Image.open(sample_sheet(out, epoch)).convert("RGB") for out in runs.values()]
+        sheets = [Image.open(sample_sheet(folder, epoch)).convert("RGB") for folder in folders.values()]
         height = sheets[0].height if epoch == epochs[-1] else (sheets[0].height + 2) // 4
         row = Image.new("RGB", (sum(sheet.width + 12 for sheet in sheets) - 12, height + 22), "white")
         left = 0
-        for name, sheet in zip(runs, sheets, strict=True):
-            unit = sample_sheet(runs[name], epoch).stem.partition("_")[0]
+        for name, sheet in zip(folders, sheets, strict=True):
+            unit = sample_sheet(folders[name], epoch).stem.partition("_")[0]
             ImageDraw.Draw(row).text((left + 2, 5), f"{name}, {unit} {epoch}", fill="black")
             row.paste(sheet.crop((0, 0, sheet.width, height)), (left, 22))
             left += sheet.width + 12
@@ -218,7 +218,10 @@ def run(
             draw(command, out, results / f"{run_name}-{picture}.png")
         if "spectrum" in experiment:
             np.savetxt(results / f"{run_name}-spectrum.csv", spectrum(out, experiment["spectrum"]), "%.5g", ",")
-    side_by_side(outs, experiment["sheets"]).save(results / "samples.png", optimize=True)
+    kinds = {path.parent.relative_to(path.parents[2]) for out in outs.values() for path in out.glob("samples/*/*.png")}
+    for kind in (Path("samples"), *sorted(kinds)):  # samples/, samples/y_to_x/
+        sheets = side_by_side({run_name: out / kind for run_name, out in outs.items()}, experiment["sheets"])
+        sheets.save(results / f"{'-'.join(kind.parts)}.png", optimize=True)
     metrics = {"question": experiment["question"], "runs": facts}
     (results / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{results}: {', '.join(sorted(path.name for path in results.iterdir()))}")
