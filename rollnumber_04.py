@@ -2363,10 +2363,11 @@ SHAPING = (
     "image_size arch upsample kernel width_g width_d latent_dim latent norm spectral_norm bias init dropout "
     "multitask conditional"
 )
+TRAINED_WITH = "was trained with"
 FIXED_OPTIONS = {  # that a resumed run cannot change, and what of the checkpoint depends on them
     **dict.fromkeys(SHAPING.split(), "has networks made with"),
-    "validation_split": "was trained with",  # on what would now be held out
-    "split": "was trained with",
+    "validation_split": TRAINED_WITH,  # on what would now be held out
+    "split": TRAINED_WITH,
 }
 
 
@@ -2459,7 +2460,8 @@ def save_run(run: Run, options: argparse.Namespace, facts: dict[str, Any], keep:
     torch.save(
         {"format": CHECKPOINT_FORMAT, "options": facts, "architecture": architecture, **state, "others": others}, stream
     )
-    passed_on = ("loss", "seed", "image_size", "batch_size", "data_fingerprint", "versions")
+    trained_with = (name for name, how in options.recipe.fixed.items() if how == TRAINED_WITH)
+    passed_on = ("loss", "seed", "image_size", "batch_size", *trained_with, "data_fingerprint", "versions")
     training = {"epoch": run.epoch, "step": run.step} | {name: facts[name] for name in passed_on if name in facts}
     for file, names in models.items():
         save_model(out / f"{file}.safetensors", {name: run.averages[name] for name in names}, training)

@@ -268,7 +268,7 @@ RECIPE = replace(
     program="-m labs.biggan",
     presets=PRESETS,
     parser=build_parser,
-    fixed=dict.fromkeys(SHAPING.split(), "has networks made with") | {"split": "was trained with"},
+    fixed=dict.fromkeys(SHAPING.split(), "has networks made with") | {"split": gan.TRAINED_WITH},
     constants=dict(multitask=False, class_weight=1.0, validation_split=None),
     kinds={"generator": Generator, "discriminator": Discriminator},
     limits=gan.LIMITS | {"embedding": lambda x: type(x) is int and 1 <= x <= 4096},

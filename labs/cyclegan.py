@@ -381,7 +381,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 FIXED = dict.fromkeys(("style", "width_g", "width_d", "blocks"), "has networks made with") | {
-    "held_out": "was trained with"
+    "held_out": gan.TRAINED_WITH
 }
 HELD_OUT = dict(
     type=gan.real(0, 0.9),
@@ -624,8 +624,8 @@ def measure_pairs(options: argparse.Namespace) -> dict[str, Any]:
     if options.x.resolve() == options.y.resolve():
         raise UserError(f"--y {options.y}: is the folder of --x; its images are not each other's counterparts")
     training = training_of(options.model)
-    if training and training.get("held_out", 0.0) != options.held_out:
-        share = training.get("held_out", 0.0)
+    if training.get("held_out", options.held_out) != options.held_out:
+        share = training["held_out"]
         say(f"note: the model was trained with --held-out {share}: it may have seen some of these images")
     size = options.image_size or training.get("image_size")
     if not size:

@@ -384,6 +384,7 @@ def test_a_run_with_held_out_images_trains_on_the_others(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"/x: {len(trained)} colour images" in said
     assert f"validation {len(held)} and {len(held)} test images" in said
+    assert cyclegan.training_of(tmp_path / "run" / "translators.safetensors")["held_out"] == 0.3
     for extra, complaint in (
         (["--x-test", str(tmp_path / "Test_x")], "--held-out: not with --x-test"),
         (["--held-out", "0.0001"], "--held-out 0.0001 leaves 30 of its images for training and 0 for tests"),
