@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test process a core, instead of two threads that wait for each other
@@ -101,3 +102,39 @@ class Trap:
 
     def __reduce__(self):
         return Path.touch, (self.path,)
+
+
+def assert_same(found, expected, where="") -> None:
+    """Nested dictionaries hold the same, tensors bit for bit."""
+    import torch
+
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            assert_same(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected, where
+
+
+def whole_and_resumed(recipe, words: list, folder: Path, crash_at: int) -> list[dict]:
+    """The last checkpoints of a lab's run and of the same run that crashed before a step and was resumed."""
+    import rollnumber_04 as gan
+
+    assert gan.main([*words, "--out", str(folder / "whole")], recipe) == 0
+
+    class Crash(Exception):
+        """Stands for one."""
+
+    def step(run, *arguments):
+        if run.step == crash_at:
+            raise Crash
+        return recipe.step(run, *arguments)
+
+    options = gan.parse_options([*words, "--out", str(folder / "parts")], recipe)
+    options.recipe = replace(recipe, step=step)
+    with pytest.raises(Crash):
+        gan.train(options)
+    assert gan.main(["--resume", "--out", str(folder / "parts")], recipe) == 0
+    return [gan.load_checkpoint(folder / name / "checkpoints" / "last.pt") for name in ("whole", "parts")]

@@ -2,13 +2,12 @@
 
 import csv
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.spatial.distance
 import torch
-from conftest import Trap, pictures, save_all
+from conftest import Trap, assert_same, pictures, save_all, whole_and_resumed
 from PIL import Image
 
 import rollnumber_04 as gan
@@ -183,38 +182,10 @@ def test_every_preset_dry_runs(labelled, tmp_path, preset, capsys):
 def test_a_resumed_run_is_the_uninterrupted_run(labelled, tmp_path):
     same = [*SMALL, "--data", str(labelled), "--iterations", "6", "--sample-every", "2", "--d-steps", "2"]
     same += ["--augment", "colour,translation,cutout", "--spectral-norm-g", "--log-every", "3"]
-    assert biggan.main([*same, "--out", str(tmp_path / "whole")]) == 0
-
-    class Crash(Exception):
-        """Stands for one."""
-
-    def step(run, *arguments):
-        if run.step == 3:
-            raise Crash
-        return gan.gan_step(run, *arguments)
-
-    options = biggan_options(*same, "--out", str(tmp_path / "parts"))
-    options.recipe = replace(biggan.RECIPE, step=step)
-    with pytest.raises(Crash):
-        gan.train(options)
-    assert biggan.main(["--resume", "--out", str(tmp_path / "parts")]) == 0
-    whole, parts = (gan.load_checkpoint(tmp_path / name / "checkpoints/last.pt") for name in ("whole", "parts"))
+    whole, parts = whole_and_resumed(biggan.RECIPE, same, tmp_path, crash_at=3)
     assert whole["step"] == parts["step"] == 6
-    for part in ("networks", "average", "rng"):
-        assert_equal(whole[part], parts[part])
-    assert_equal(whole["optimizers"]["generator"]["state"], parts["optimizers"]["generator"]["state"])
-
-
-def assert_equal(found, expected):
-    """Nested dictionaries of tensors are the same."""
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for key in expected:
-            assert_equal(found[key], expected[key])
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected)
-    else:
-        assert found == expected
+    for part in ("networks", "average", "optimizers", "rng"):
+        assert_same(parts[part], whole[part], part)
 
 
 def test_it_learns_to_draw_the_class_that_it_is_asked_for(tmp_path):

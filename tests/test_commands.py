@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TOY, command, pictures, save_all
+from conftest import ROOT, TOY, assert_same, command, pictures, save_all
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -180,17 +180,6 @@ def test_a_resumed_run_is_the_uninterrupted_run(trained, tmp_path):
         done = command("--resume", run / "checkpoints" / "last.pt")
         assert done.returncode == 0
         assert "nothing to do" in done.stdout
-
-
-def assert_same(a, b):
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
 
 
 def test_resume_refuses_other_shapes_and_takes_other_rates(trained, tmp_path, capsys):

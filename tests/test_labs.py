@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import TOY, command, pictures, save_all
+from conftest import TOY, assert_same, command, pictures, save_all
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_data import write_idx
@@ -634,18 +634,8 @@ def resumed_like_whole(tmp_path, words, monkeypatch):
 def test_resume_is_exact_with_every_stabiliser(tmp_path, words, monkeypatch):
     whole, parts = resumed_like_whole(tmp_path, words, monkeypatch)
 
-    def compare(a, b, where):
-        if isinstance(a, dict):
-            assert a.keys() == b.keys(), where
-            for key in a:
-                compare(a[key], b[key], f"{where}.{key}")
-        elif isinstance(a, torch.Tensor):
-            assert torch.equal(a, b), where
-        else:
-            assert a == b, where
-
     for part in ("networks", "average", "optimizers", "rng", "pools"):
-        compare(whole[part], parts[part], part)
+        assert_same(parts[part], whole[part], part)
     for table in ("log", "epochs"):
         times = ("images_per_s", "seconds")
         for first, second in zip(whole["history"][table], parts["history"][table], strict=True):
