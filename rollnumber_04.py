@@ -76,11 +76,14 @@ CACHE_BYTES = 4 << 30  # that the cache folder may hold
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: `main` prints it as one sentence and exits with `status`."""
+    """A mistake that the user can mend: `main` prints it as one sentence and exits with `status`.
 
-    def __init__(self, message: str, status: int = 2):
+    One that is `common` is met by all processes at once, and said by the first.
+    """
+
+    def __init__(self, message: str, status: int = 2, common: bool = False):
         super().__init__(message)
-        self.status = status
+        self.status, self.common = status, common
 
 
 def say(line: str) -> None:
@@ -132,6 +135,15 @@ def write_whole(path: Path, data: bytes, suffix: str = ".tmp") -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def save_output(flag: str, path: Path, data: bytes) -> None:
+    """Write the file that an option names, into a folder that is made. Raises UserError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+    except OSError as error:
+        raise UserError(f"{flag} {path}: {error.strerror or error}") from None
 
 
 def cache_folder() -> Path:
@@ -297,16 +309,13 @@ def cache_name(items: Sequence[Path] | np.ndarray, size: int) -> str:
     """A name for the pixels of CACHED_FROM or more image files, from their paths, sizes and times; else ""."""
     if isinstance(items, np.ndarray) or not CACHED_FROM <= len(items) <= CACHE_BYTES / 2 / (3 * size**2):
         return ""
-    above = "" if items[0].is_absolute() else os.getcwd()
-    digest = hashlib.sha256(f"{CACHE_VERSION} {size} {above}".encode(errors="surrogatepass"))
-    for item in items:
-        try:
-            facts = os.stat(item)
-        except OSError:  # a link that leads nowhere, which decoding will complain of
-            return ""
-        digest.update(
-            f"\n{item} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}".encode(errors="surrogatepass")
-        )
+    lines = [f"{CACHE_VERSION} {size} {'' if items[0].is_absolute() else os.getcwd()}"]
+    try:
+        facts = [(item, os.stat(item)) for item in items]
+    except OSError:  # a link that leads nowhere, which decoding will complain of
+        return ""
+    lines += [f"{item} {fact.st_size} {fact.st_mtime_ns} {fact.st_ctime_ns}" for item, fact in facts]
+    digest = hashlib.sha256("\n".join(lines).encode(errors="surrogatepass"))
     return f"pixels-{digest.hexdigest()[:32]}"
 
 
@@ -474,10 +483,12 @@ def pick_arrays(arrays: dict[str, np.ndarray], classes: Sequence[str], split: st
     Images are N×H×W, N×H×W×C or N×C×H×W, labels N or N×1. A name with a word such as "test" belongs to the test set.
     """
 
-    def is_test(name: str) -> bool:
-        return not SPLITS["test"].isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
+    def named(name: str, words: set[str]) -> bool:
+        return not words.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
 
-    arrays = {name: array for name, array in arrays.items() if is_test(name) == (split == "test")}
+    arrays = {name: array for name, array in arrays.items() if named(name, SPLITS["test"]) == (split == "test")}
+    if split == "test":  # of a test set and a validation set the first
+        arrays = {name: array for name, array in arrays.items() if named(name, {"test", "testing"})} or arrays
     if not arrays and split == "test":
         raise NoTestSplit(f"--data {where}: is not divided: none of its arrays is named as the test set's")
     images = [array for array in arrays.values() if array.ndim in (3, 4)]
@@ -515,7 +526,7 @@ def read_npz(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
         raise UserError(f"--data {files[0]}: not a readable .npz ({complaint(error)})") from None
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
         raise UserError(f"--data {files[0]}: a zip of files, not of arrays; unpack it and name the folder")
-    is_named = "classes" in arrays and arrays["classes"].dtype.kind == "U"
+    is_named = "classes" in arrays and arrays["classes"].dtype.kind == "U" and arrays["classes"].ndim == 1
     classes = arrays.pop("classes").tolist() if is_named else []
     if len(set(classes)) < len(classes):
         raise UserError(f"--data {files[0]}: its array `classes` names a class twice")
@@ -673,7 +684,7 @@ def decode(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, d
         ignore = (signal.SIGINT, signal.SIG_IGN)
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), signal.signal, ignore)
     else:
-        large = isinstance(items[0], np.ndarray) or items[0].stat().st_size > 1 << 14
+        large = isinstance(items[0], np.ndarray) or (os.path.exists(items[0]) and os.path.getsize(items[0]) > 1 << 14)
         pool = ThreadPoolExecutor(workers if large else 1)
     with pool, progress_bar(total=len(items), desc="decoding", unit="img", leave=False) as bar:
         for chunk, (decoded, failed) in enumerate(pool.map(partial(decode_chunk, size=size), chunks)):
@@ -824,20 +835,15 @@ def load_validation(options: argparse.Namespace, images: Images) -> tuple[Images
     `validation_split` None means the test split, or a tenth of the training images where there is none or where the
     test images are among them: it is set then.
     """
-    share = options.validation_split
-    if share is None and options.split == "all":
-        share = options.validation_split = 0.1
-    if share is None:
-        try:
+    if options.validation_split is None and options.split != "all":
+        with suppress(NoTestSplit):
             test = load_images(options.data, "test", options.image_size, options.skip_unreadable, options.cache)
-        except NoTestSplit:
-            share = options.validation_split = 0.1
-    if share is None:
-        if test.labels is None:
-            raise UserError(f"--data {options.data}: its test images have no labels; give --validation-split 0.1")
-        if int(test.labels.max()) >= len(images.classes):
-            raise UserError(f"--data {options.data}: its test images have more classes than its training images")
-        return images, with_channels(test, images.pixels.shape[3])
+            if test.labels is None:
+                raise UserError(f"--data {options.data}: its test images have no labels; give --validation-split 0.1")
+            if int(test.labels.max()) >= len(images.classes):
+                raise UserError(f"--data {options.data}: its test images have more classes than its training images")
+            return images, with_channels(test, images.pixels.shape[3])
+    share = options.validation_split = options.validation_split or 0.1
     images, held = hold_out(images, share)
     if not len(held.labels):
         raise UserError(f"--validation-split {share}: leaves none of the {len(images.labels)} images for validation")
@@ -1379,14 +1385,12 @@ def joined_processes(name: str) -> Iterator[torch.device]:
     if together and name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if together and name == "cuda" and torch.cuda.is_available():
-        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+        if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
             raise UserError(f"--device {name}: {torch.cuda.device_count()} GPUs are too few for as many processes")
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     elif together and name not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: processes together take a GPU of NVIDIA's each (cuda), or the cpu")
     device = choose_device(name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # on which graphs are captured
     if not together:
         yield device
         return
@@ -1493,9 +1497,9 @@ class Recipe:
     models: Callable[[argparse.Namespace], dict[str, Sequence[str]]]  # files: networks, whose moving average is kept
     pools: Callable[[argparse.Namespace], dict[str, int]]  # of earlier generated images, and how many they hold
     measures: Callable[[argparse.Namespace], tuple[str, ...]]  # of a step
-    step: Callable[["Run", Images, Tensor, argparse.Namespace], Tensor]  # an iteration; its measures
+    step: Callable[["Run", Images, Tensor, argparse.Namespace], Tensor]  # on an index d_steps×B; its measures
     measured: Callable[[argparse.Namespace], tuple[str, ...]]  # what `look` finds
-    look: Callable[..., "Look"]  # at a leg's end
+    look: Callable[..., "Look"]  # at the end of each leg: an epoch, or `sample_every` iterations
     draw: Callable[..., None]
     troubles: Callable[[list[dict[str, Any]], argparse.Namespace], list[str]]  # to warn of
     describe: Callable[["Run", argparse.Namespace], tuple[str, str, list[str]]]  # networks, objective, notes
@@ -1516,7 +1520,7 @@ class Run:
     totals: Tensor  # the sums of the measures of the steps since the last row of log.csv, on the device
     finite: Tensor  # for each measure, after how many of these steps its sum was finite
     ticks: Tensor  # `step`, on the device, where a captured step reads it
-    waiting: int = 0  # the number of these steps
+    waiting: int = 0  # the steps since the last row of log.csv
     epoch: int = 0  # whole epochs done
     step: int = 0  # iterations done, of `planned`
     planned: int = 1
@@ -1751,10 +1755,10 @@ def generator_step(run: Run, count: int, options: argparse.Namespace, labels: Te
 
 
 def ema_share(ticks: Tensor, of_step: int, half_life: float) -> Tensor:
-    """The share of the network in its average in step `ticks` of `of_step` images.
+    """The share of the network in its average in step `ticks` of `of_step` images, those that G draws in a step.
 
-    What the average holds halves every `half_life` images; with 0 it keeps no past. For long ones the share is so small
-    that 1 - decay would be lost in rounding.
+    What the average holds halves every `half_life` images, or every EMA_RAMP of the images so far, if these are fewer;
+    with 0 it keeps no past. For long ones the share is so small that 1 - decay would be lost in rounding.
     """
     return -torch.expm1(-math.log(2) * of_step / (EMA_RAMP * of_step * ticks).clamp(max=half_life))
 
@@ -1799,10 +1803,11 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
-        try:
-            return torch.zeros(1, device=name).device
-        except (RuntimeError, AssertionError):
-            pass  # said below
+        with suppress(RuntimeError, AssertionError):  # said below
+            device = torch.zeros(1, device=name).device
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # on which graphs are captured
+            return device
     raise UserError(f"--device {name}: not available on this machine")
 
 
@@ -1831,8 +1836,8 @@ def blank_images(count: int, options: argparse.Namespace, channels: int, device:
     """Images of noise, and the index of an iteration's batches of them, to try how fast or how large it can be."""
     pixels = torch.randint(256, (count, options.image_size, options.image_size, channels), dtype=torch.uint8)
     images = Images(pixels, torch.zeros(count, dtype=torch.int64), ())
-    index = torch.arange(count, device=device).expand(options.d_steps, count)
-    return on_device(replace(images, other=images), device), index
+    images = on_device(replace(images, other=images), device)
+    return images, torch.arange(count, device=images.pixels.device).expand(options.d_steps, count)
 
 
 def gan_step(run: Run, images: Images, index: Tensor, options: argparse.Namespace) -> Tensor:
@@ -1862,15 +1867,13 @@ def iteration(run: Run, images: Images, index: Tensor, options: argparse.Namespa
     run.finite += run.totals.isfinite()
 
 
-def why_not_captured(run: Run, images: Images, options: argparse.Namespace) -> str:
+def why_not_captured(run: Run, images: Images) -> str:
     """Why an iteration cannot be a CUDA graph; "" if it can."""
-    sets = [part for part in (images, images.other) if part]
-    reasons = {
-        "there is no CUDA GPU": run.rng.device.type != "cuda",
-        "the data is in host memory": any(part.pixels.device.type != run.rng.device.type for part in sets),
-        "several processes share the work": process_count() > 1,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), "")
+    if run.rng.device.type != "cuda":
+        return "there is no CUDA GPU"
+    if any(part and part.pixels.device.type != "cuda" for part in (images, images.other)):
+        return "the data is in host memory"
+    return "several processes share the work" if process_count() > 1 else ""
 
 
 def capture(run: Run, images: Images, options: argparse.Namespace) -> Callable[[Tensor], None]:
@@ -1903,7 +1906,7 @@ def train_leg(
     device, order, count = run.rng.device, None, len(images.pixels)
     batch, together, rank = options.batch_size, options.batch_size * process_count(), process_rank()
     at_once = device.type == "cpu" and process_count() == 1  # whether the measures are looked at after each step
-    may_capture = options.cuda_graph and not why_not_captured(run, images, options)
+    may_capture = options.cuda_graph and not why_not_captured(run, images)
     began, timed = time.perf_counter(), 0
     for done in range(steps):
         # To agree on it is a message, on a GPU also a wait.
@@ -1930,7 +1933,7 @@ def train_leg(
         if row_is_due:
             average_sums(run)
         if (row_is_due or at_once) and not run.totals.isfinite().all():  # the wait
-            raise UserError(diverged(run), 1)
+            raise UserError(diverged(run), 1, common=True)
         if row_is_due:
             seconds = time.perf_counter() - began
             run.seconds += seconds
@@ -2477,9 +2480,7 @@ def save_run(run: Run, options: argparse.Namespace, facts: dict[str, Any], keep:
 
 def default_rng(device: torch.device) -> tuple[Callable[[], Tensor], Callable[[Tensor], None]]:
     """How to get and to set the state of torch's own random numbers on a device, from which dropout draws."""
-    if device.type == "cuda":
-        return partial(torch.cuda.get_rng_state, device), partial(torch.cuda.set_rng_state, device=device)
-    module = torch.mps if device.type == "mps" else torch
+    module = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type, torch)
     return module.get_rng_state, module.set_rng_state
 
 
@@ -2689,13 +2690,10 @@ LIMITS: dict[str, Callable[[Any], bool]] = {
     "latent": lambda x: x in LATENTS,
     "init": lambda x: x in INITS,
     **dict.fromkeys(("bias", "spectral_norm", "conditional"), lambda x: type(x) is bool),
-    "classes": lambda x: isinstance(x, list) and len(x) <= MOST_CLASSES and all(map(is_class_name, x)),
+    "classes": lambda x: (
+        type(x) is list and len(x) <= MOST_CLASSES and all(type(n) is str and n.isprintable() for n in x)
+    ),
 }
-
-
-def is_class_name(name: Any) -> bool:
-    """Whether something is a text that can be printed."""
-    return isinstance(name, str) and name.isprintable()
 
 
 def checked_architecture(path: str | Path, name: str, architecture: Any, recipe: Recipe) -> dict[str, Any]:
@@ -2845,9 +2843,7 @@ def reference_features(inception: Inception, pixels: Tensor, name: str) -> Tenso
 def real_sample(images: Images, count: int) -> tuple[Tensor, str]:
     """`count` of a set's images, always the same, and a name for just these, for the cache of their features."""
     whole, size = len(images.pixels), images.pixels.shape[1]
-    picked = (
-        images.pixels if count >= whole else images.pixels[epoch_order(whole, 0, 0)[:count].to(images.pixels.device)]
-    )
+    picked = images.pixels if count >= whole else images.pixels[epoch_order(whole, 0, 0)[:count]]
     return picked, f"{fingerprint(images)}-{size}-{len(picked)}"
 
 
@@ -2895,7 +2891,7 @@ def neighbours_sheet(samples: np.ndarray, *neighbours: np.ndarray) -> Image.Imag
 
 
 def fid_during(options: argparse.Namespace, images: Images, device: torch.device) -> Callable[[BaseGenerator], float]:
-    """What `evaluate_every` calls: the FID of `evaluate_samples` samples against as many training images."""
+    """What `evaluate_every` calls: the FID of `evaluate_samples` samples against at most as many training images."""
     inception = Inception(options.inception_weights, device)
     from torch_fidelity import metric_fid  # which there is, then
 
@@ -2978,7 +2974,11 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one sentence."""
+    """An argument parser with the layout of all commands' help, whose complaint is one sentence."""
+
+    def __init__(self, prog: str, description: str):
+        layout = partial(Help, max_help_position=34, width=120)
+        super().__init__(prog, description=description, formatter_class=layout, allow_abbrev=False)
 
     def error(self, message: str):
         raise UserError(message.removeprefix("argument "))
@@ -3030,19 +3030,16 @@ DEVICE = dict(default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 … 
 SWITCH = dict(action=argparse.BooleanOptionalAction, default=False)
 WEIGHTS = dict(type=some_path, metavar="FILE", help="torch-fidelity's Inception weights; fetched by it if left out")
 D_STEPS = dict(type=whole(1, 100), default=1, help="steps of D, a new batch each, to one of G")
-CACHE = dict(action=argparse.BooleanOptionalAction, default=True, help="keep many files' pixels for the next time")
+CACHE = SWITCH | dict(default=True, help="keep many files' pixels for the next time")
 
 
 def add_main(parser: argparse.ArgumentParser, presets: dict[str, dict[str, Any]], least_batch: int = 2) -> None:
     """What is trained, how long, and from where on; the first preset is that of the defaults."""
-    kept = [" ".join(command_line(preset)).replace("=", " ") or "all defaults" for preset in presets.values()]
-    parser.epilog = "\n  ".join(
-        ["what a preset sets, if nothing else is given:"]
-        + [
-            textwrap.fill(f"{name}: {words}", 116, subsequent_indent="    ")
-            for name, words in zip(presets, kept, strict=True)
-        ]
-    )
+    lines = ["what a preset sets, if nothing else is given:"]
+    for name, preset in presets.items():
+        words = " ".join(command_line(preset)).replace("=", " ") or "all defaults"
+        lines.append(textwrap.fill(f"{name}: {words}", 116, subsequent_indent="    "))
+    parser.epilog = "\n  ".join(lines)
     add = parser.add_argument_group("main").add_argument
     add("--preset", choices=presets, default=next(iter(presets)), help="a named set of defaults")
     add("--epochs", type=whole(1, 10**6), help="passes over the data (50)")
@@ -3116,8 +3113,7 @@ def add_performance(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where faster")
     add("--deterministic", **SWITCH, help="the same run again on a GPU, too, if slower")
     add("--compile", **SWITCH, help="fuse kernels by torch.compile: half a minute at the start, faster steps on a GPU")
-    graph = dict(action=argparse.BooleanOptionalAction, default=True)
-    add("--cuda-graph", **graph, help="on an NVIDIA GPU launch a whole step at once")
+    add("--cuda-graph", **SWITCH | dict(default=True), help="on an NVIDIA GPU launch a whole step at once")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -3151,7 +3147,6 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
 def build_parser(command: str = "train", program: str = "rollnumber_04.py") -> argparse.ArgumentParser:
     """The command line of one command; `train` is the one that needs no name."""
     prog = program if command == "train" else f"{program} {command}"
-    layout = partial(Help, max_help_position=34, width=120)
     description = {
         "train": f"Train a GAN on small images. Other commands, each with its --help: {', '.join(COMMANDS[1:])}.",
         "generate": "Draw images with a trained generator. Image i of a seed is the same however many are drawn.",
@@ -3159,7 +3154,7 @@ def build_parser(command: str = "train", program: str = "rollnumber_04.py") -> a
         "evaluate": "Measure a generator against real images: FID, KID, precision and recall, by torch-fidelity.",
         "classify": "Tell the classes of images with the discriminator of a run with --multitask.",
     }[command]
-    parser = Parser(prog=prog, description=description, formatter_class=layout, allow_abbrev=False)
+    parser = Parser(prog, description)
 
     add = parser.add_argument
     if command != "train":
@@ -3523,7 +3518,7 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
         restore(run, saved, options)
         if saved["options"].get("data_fingerprint") != data_fingerprint:
             say("note: the data is not what the checkpoint was trained on; its epoch begins again")
-            run.seen, run.seconds = 0, 0.0
+            run.seen = 0
         if options.validation_split != saved["options"].get("validation_split"):
             raise UserError(f"--data {options.data}: its test images are gone, on which {options.resume} was validated")
         if run.seen > len(images.pixels):
@@ -3639,18 +3634,15 @@ def run_legs(
                 bar.update(row["step"] * of_step - bar.n)
                 log.add(row)
             times.append(time.perf_counter())
-            stopped = run.step < begun + steps
-            if stopped:
+            if run.step < begun + steps:  # it was stopped
                 save_run(run, options, facts, keep=False)
-            if first:  # the untrained weights: a picture of them takes longer than the first steps
-                plot_weights(*first, 0, out)
-                first = None
-            if stopped:
+                if first:
+                    plot_weights(*first, 0, out)
                 break
             if not options.iterations:
                 run.epoch, run.seen = run.epoch + 1, 0
             last, (_, number, _) = is_done(run, options), milestone(run, options.iterations)
-            due = fid if last or number % (options.evaluate_every or number + 1) == 0 else None
+            due = fid if fid and (last or number % options.evaluate_every == 0) else None
             seen = options.recipe.look(run, images, validation, due, options)
             times.append(time.perf_counter())
             row = epoch_row(run, seen.measured, options)
@@ -3658,6 +3650,9 @@ def run_legs(
             if row["warning"]:
                 say(f"warning: {progress(run, options, done=True)}: {row['warning']}")
             options.recipe.draw(run, seen, options, log, last)
+            if first:  # the untrained weights, whose picture takes longer than the first steps
+                plot_weights(*first, 0, out)
+                first = None
             run.seconds = 0.0
             times.append(time.perf_counter())
             fids = [row["fid"] for row in run.epochs if row.get("fid", "") != ""]
@@ -3697,8 +3692,8 @@ def noted_signals() -> Iterator[list[int]]:
         yield signals
         return
     wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    handlers = {number: signal.getsignal(number) for number in wanted}
-    before = {number: old for number, old in handlers.items() if old not in (signal.SIG_IGN, None)}  # nohup stays nohup
+    ignored = (signal.SIG_IGN, None)  # nohup stays nohup
+    before = {number: old for number in wanted if (old := signal.getsignal(number)) not in ignored}
     for number in before:
         signal.signal(number, note)
     try:
@@ -3719,22 +3714,25 @@ def what_is_saved(options: argparse.Namespace) -> str:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an exception says that there is too little memory, on whichever device; only CUDA has a class for it."""
-    words = ("out of memory", "allocate memory")
+    words = ("out of memory", "allocate memory", "not enough memory")  # of CUDA, Linux, Windows
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def too_little_memory(
     options: argparse.Namespace, channels: int, device: torch.device, bf16: bool, classes: Sequence[str]
 ) -> str:
-    """What to say of a batch that does not fit: the largest of its half, quarter … with which a step does."""
+    """What to say when memory runs out: the largest of the batch, its half, quarter … with which a step fits."""
     said = f"--batch-size {options.batch_size}: not enough memory on {device}"
     if process_count() > 1:  # whose steps are done together
         return said
-    batch, least = options.batch_size // 2, options.recipe.least_batch
+    batch, least = options.batch_size, options.recipe.least_batch
     while batch >= least and not step_fits(batch, options, channels, device, bf16, classes):
         batch //= 2
     if batch < least:
         return f"{said}; no smaller one fits either: lower --image-size or --width-*"
+    if batch == options.batch_size:
+        advice = "leave out --evaluate-every, try --no-cuda-graph or a lower --image-size"
+        return f"not enough memory on {device}, though a step alone fits: {advice}; {what_is_saved(options)}"
     return f"{said}; {batch} fits; {what_is_saved(options)} --batch-size {batch}"
 
 
@@ -3767,7 +3765,7 @@ def announce(
     times = f"{process_count()} × " if process_count() > 1 else ""
     how = f"{facts['precision']}{', compiled' if options.compile else ''}"
     if options.cuda_graph and run.rng.device.type == "cuda":
-        reason = why_not_captured(run, images, options)
+        reason = why_not_captured(run, images)
         how += f", no CUDA graph: {reason}" if reason else ", steps as a CUDA graph"
     say(f"device     {times}{facts['device_name']}, {how}, torch {facts['versions']['torch']}")
     flags = [name for name in ("data", "x", "y") if name in facts]
@@ -3886,11 +3884,7 @@ def interpolate(options: argparse.Namespace, generator: BaseGenerator | None = N
     else:
         frames = [sheet(column).quantize(128) for column in (*columns, *columns[-2:0:-1])]
         frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:], duration=100, loop=0)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, stream.getvalue())
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror or error}") from None
+    save_output("--out", out, stream.getvalue())
     say(f"{rows} paths of {options.steps} images of {options.model}, seed {options.seed}: {out}")
     return out
 
@@ -3978,11 +3972,7 @@ def draw_neighbours(
     )
     stream = io.BytesIO()
     neighbours_sheet(samples, *near).save(stream, "PNG")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, stream.getvalue())
-    except OSError as error:
-        raise UserError(f"--neighbours {out}: {error.strerror or error}") from None
+    save_output("--neighbours", out, stream.getvalue())
 
 
 JUDGE_EPOCHS = 6
@@ -3991,7 +3981,7 @@ JUDGE_EPOCHS = 6
 def judge_samples(
     generator: BaseGenerator, images: Images, device: torch.device, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Train the classification head of a multi-task run on the real images, and let it name 10,000 samples' classes."""
+    """Train a multi-task run's head on the real images, and let it name the classes of `samples`, 10,000 at most."""
     words = (
         f"--multitask --loss bce --width-d 64 --epochs {JUDGE_EPOCHS} --seed 0 --image-size {images.pixels.shape[1]}"
     )
@@ -3999,7 +3989,11 @@ def judge_samples(
     for name in ("data", "split", "skip_unreadable", "cache"):
         setattr(training, name, getattr(options, name))
     training.validation_split = None if options.split == "train" else 0.1
-    images, held = load_validation(training, images)
+    try:
+        images, held = load_validation(training, images)
+    except UserError as error:
+        reason = str(error).removesuffix("; give --validation-split 0.1")
+        raise UserError(f"--judge: {reason}; --no-judge leaves the classifier out") from None
     training.batch_size = min(training.batch_size, len(images.pixels))
     channels = images.pixels.shape[3]
     run = make_run(training, channels, device, False, images.classes)  # float32: the same again, not the faster of two
@@ -4056,7 +4050,8 @@ def classify(options: argparse.Namespace) -> None:
         probabilities, numbers = discriminator.classify(images.pixels).softmax(1).max(1)
         if options.shares:
             shares = torch.bincount(numbers.cpu(), minlength=len(classes)) / len(numbers)
-            print(f"{len(numbers):,} images of {options.images[0]}: mean probability {probabilities.mean():.4f}")
+            these = options.images[0] if len(options.images) == 1 else f"{options.images[0]} …"
+            print(f"{len(numbers):,} images of {these}: mean probability {probabilities.mean():.4f}")
             for name, share in zip(classes, shares.tolist(), strict=True):
                 print(f"{name:{width}}  {share:7.2%}")
             return
@@ -4120,9 +4115,9 @@ def clock(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def complain(program: str, sentence: str, status: int) -> int:
+def complain(program: str, sentence: str, status: int, common: bool = False) -> int:
     """Say what is wrong in one line, whatever the names in it hold; returns the exit status."""
-    if status == 2 and is_follower() and not is_joined():  # a mistake that the first process finds, too
+    if is_follower() and (common or (status == 2 and not is_joined())):  # the first process finds it, too
         return status
     with suppress(OSError):  # nobody may be listening
         print(f"{program}:", " ".join(sentence.split()), file=sys.stderr, flush=True)
@@ -4142,7 +4137,7 @@ def call_command(command: Callable[[], Any], program: str) -> int:
     try:
         command()
     except UserError as error:
-        return complain(program, str(error), error.status)
+        return complain(program, str(error), error.status, error.common)
     except KeyboardInterrupt as stop:
         return complain(program, "interrupted", 128 + (stop.args[0] if isinstance(stop, Stopped) else signal.SIGINT))
     except BrokenPipeError:  # what reads the output, such as `head`, has gone

@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         found = gan.quality(features, reference, inception)
         facts = {"what": what, "n": count, "against": of, "n_reference": len(reference), **found}
         results["figures"].append(facts | {"seconds": round(time.perf_counter() - begun, 1)})
-        print(f"{what:45} {count:7,} against {len(reference):7,} {of:15} FID {found['fid']:8.3f}", flush=True)
+        print(f"{what:45} {count:7,} against {len(reference):7,} {of:15} FID {found['fid']:8.3f}", file=sys.stderr)
 
     begun = time.perf_counter()
     images = {split: gan.load_images(options.data, split) for split in ("train", "test")}
@@ -87,15 +87,21 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inception-weights", type=Path)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, required=True, help="a .json file")
+    parser.add_argument("--out", type=Path, help="a .json file")
+    parser.add_argument("--json", action="store_true", help="print it, too")
     options = parser.parse_args()
     try:
-        gan.check_writable("--out", options.out.parent)
+        if options.out:
+            gan.check_writable("--out", options.out.parent)
         results = measure(options)
     except gan.UserError as error:
         print(error, file=sys.stderr)
         return error.status
-    options.out.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(results, indent=2, ensure_ascii=False)
+    if options.out:
+        options.out.write_text(text + "\n", encoding="utf-8")
+    if options.json:
+        print(text)
     return 0
 
 

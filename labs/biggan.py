@@ -26,10 +26,12 @@ import io
 import json
 import math
 import os
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -242,8 +244,7 @@ SHAPING = "image_size width_g width_d latent_dim embedding spectral_norm spectra
 def build_parser() -> argparse.ArgumentParser:
     """The command line of training."""
     description = f"Train a BigGAN. Other commands, each with its --help: {', '.join(COMMANDS)}."
-    layout = partial(gan.Help, max_help_position=34, width=120)
-    parser = gan.Parser(prog="labs.biggan", description=description, formatter_class=layout, allow_abbrev=False)
+    parser = gan.Parser("labs.biggan", description)
     gan.add_main(parser, PRESETS)
     gan.add_data(parser)
     add = parser.add_argument_group("networks").add_argument
@@ -490,10 +491,11 @@ def class_names(count: int) -> list[str]:
 ########################################################################################################################
 
 
-def command_parser(name: str, described: str, out: str, rows: int | None = None, foreign: bool = True) -> gan.Parser:
+def command_parser(
+    name: str, described: str, out: str, rows: int | None = None, foreign: bool = True, measures: bool = True
+) -> gan.Parser:
     """The command line that the lab's own commands share: model (also a `foreign` one), result, noise of `rows`."""
-    layout = partial(gan.Help, max_help_position=34, width=120)
-    parser = gan.Parser(prog=f"labs.biggan {name}", description=described, formatter_class=layout, allow_abbrev=False)
+    parser = gan.Parser(f"labs.biggan {name}", described)
     add = parser.add_argument
     kind = dict(type=gan.some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
     add("model", **kind | ({"nargs": "?"} if foreign else {}))
@@ -501,6 +503,8 @@ def command_parser(name: str, described: str, out: str, rows: int | None = None,
         add("--pretrained", type=gan.some_path, metavar="FOLDER", help="a BigGAN-deep: config.json, pytorch_model.bin")
     parser.set_defaults(pretrained=None)
     add("--out", type=gan.some_path, required=True, metavar="PATH", help=out)
+    if measures:
+        add("--json", action="store_true", help="print one JSON object and nothing else")
     if rows:
         add("--alphas", type=gan.whole(2, 1000), default=8, help="images on a path, both ends among them")
         add("--rows", type=gan.whole(1, 100), default=rows, help="of a sheet, each with its own z")
@@ -508,6 +512,20 @@ def command_parser(name: str, described: str, out: str, rows: int | None = None,
         add("--seed", type=gan.whole(0, 2**31 - 1), default=0, help="of the noise")
     add("--device", **gan.DEVICE)
     return parser
+
+
+def measuring(command: Callable[[Sequence[str]], dict[str, Any]]) -> Callable[[Sequence[str]], None]:
+    """A command that writes pictures and finds facts; with --json it prints these, and its words on standard error."""
+
+    @wraps(command)
+    def call(argv: Sequence[str]) -> None:
+        as_json = "--json" in argv
+        with redirect_stdout(sys.stderr if as_json else sys.stdout):
+            facts = command(argv)
+        if as_json:
+            print(json.dumps(facts, ensure_ascii=False))
+
+    return call
 
 
 def opened(options: argparse.Namespace, conditional: bool = False) -> Generator | PretrainedGenerator:
@@ -525,7 +543,8 @@ def opened(options: argparse.Namespace, conditional: bool = False) -> Generator 
 
 def interpolate(argv: Sequence[str]) -> Path:
     """The command `interpolate`: a sheet of rows of z and columns of α, r = α·r1 + (1 - α)·r2. Raises UserError."""
-    parser = command_parser("interpolate", "Draw what lies between two classes.", "x.png (a sheet) or x.gif", 8)
+    described = "Draw what lies between two classes."
+    parser = command_parser("interpolate", described, "x.png (a sheet) or x.gif", 8, measures=False)
     parser.add_argument("--classes", required=True, metavar="A,B", help="from A (α = 1) to B (α = 0)")
     options = parser.parse_args(argv)
     script = argparse.Namespace(
@@ -550,7 +569,8 @@ def pairs_by_distance(distances: np.ndarray) -> list[tuple[int, int]]:
     return sorted(combinations(range(len(distances)), 2), key=lambda pair: distances[pair])
 
 
-def embeddings(argv: Sequence[str]) -> Path:
+@measuring
+def embeddings(argv: Sequence[str]) -> dict[str, Any]:
     """The command `embeddings`: the classes by t-SNE and their cosine distances, in a picture. Raises UserError."""
     described = "Draw the embeddings of the classes: t-SNE (van der Maaten & Hinton 2008), and their cosine distances."
     parser = command_parser("embeddings", described, "a .png file")
@@ -586,22 +606,15 @@ def embeddings(argv: Sequence[str]) -> Path:
         matrix_axes.set_yticks(range(len(names)), names, parse_math=False)
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
-    save(options.out, stream.getvalue())
+    gan.save_output("--out", options.out, stream.getvalue())
     pairs = pairs_by_distance(distances)
+    facts: dict[str, Any] = {"model": str(options.model or options.pretrained), "classes": len(names)}
     for what, chosen in (("nearest", pairs[:3]), ("farthest", pairs[:-4:-1])):
+        facts[what] = [{"pair": [names[a], names[b]], "cosine distance": distances[a, b]} for a, b in chosen]
         said = ", ".join(f"{names[a]} and {names[b]} {distances[a, b]:.3f}" for a, b in chosen)
         say(f"{what:9} {said}")
-    say(f"{len(names):,} embeddings of {options.model or options.pretrained}: {options.out}")
-    return options.out
-
-
-def save(path: Path, data: bytes) -> None:
-    """Write a file whole, into a folder that is made. Raises UserError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        gan.write_whole(path, data)
-    except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror or error}") from None
+    say(f"{len(names):,} embeddings of {facts['model']}: {options.out}")
+    return facts
 
 
 def save_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -610,7 +623,7 @@ def save_table(path: Path, rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(table, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    save(path, table.getvalue().encode())
+    gan.save_output("--out", path, table.getvalue().encode())
 
 
 def path_images(
@@ -641,7 +654,8 @@ def smoothness(features: Tensor) -> dict[str, float]:
     }
 
 
-def paths(argv: Sequence[str]) -> Path:
+@measuring
+def paths(argv: Sequence[str]) -> dict[str, Any]:
     """The command `paths`: sheets of paths between classes, and how smooth they are. Raises UserError."""
     parser = command_parser("paths", "Measure how smooth the paths between classes are.", "a new folder", 4)
     add = parser.add_argument
@@ -675,24 +689,28 @@ def paths(argv: Sequence[str]) -> Path:
         rows = images[:, : options.rows].swapaxes(0, 1)
         stream = io.BytesIO()
         gan.sheet(rows.reshape(-1, *images.shape[2:]), options.alphas).save(stream, "PNG")
-        save(options.out / f"{'-'.join(map(str, pair))}-{safe_name(title)}.png", stream.getvalue())
+        gan.save_output("--out", options.out / f"{'-'.join(map(str, pair))}-{safe_name(title)}.png", stream.getvalue())
     save_table(options.out / "paths.csv", found)
     say(f"{'pair':30} cosine distance        PPL   detour   largest step")
     for row in found:
         numbers = f"{row['ppl']:10.1f} {row['detour']:8.3f} {row['largest']:14.3f}"
         say(f"{row['pair'][:30]:30} {row['cosine distance']:15.3f} {numbers}")
+    asked = {name: getattr(options, name) for name in ("alphas", "samples", "seed", "truncation")}
+    facts = {"model": str(options.model or options.pretrained), **asked, "weights": inception.digest, "pairs": found}
     if options.all_pairs and len(found) < 5:
         say("note: too few pairs for a rank correlation of distance and smoothness")
     if len(found) > 4:
         from scipy.stats import spearmanr  # which evaluation needs, too
 
+        facts["rank correlation"] = {}
         for column in ("ppl", "detour", "largest"):
             rank = spearmanr([row["cosine distance"] for row in found], [row[column] for row in found])
+            facts["rank correlation"][column] = {"rho": float(rank.statistic), "p": float(rank.pvalue)}
             name = {"ppl": "PPL", "largest": "largest step"}.get(column, column)
             say(f"rank correlation of the distance with {name:13} {rank.statistic:6.3f} (p {rank.pvalue:.2g})")
     how = f"{options.samples} paths of {options.alphas} images a pair; Inception weights {inception.digest}"
     say(f"{how}: {options.out}")
-    return options.out
+    return facts
 
 
 def pair_of(generator: gan.BaseGenerator, words: str) -> tuple[int, int]:
@@ -714,7 +732,8 @@ def safe_name(text: str) -> str:
     return "".join(c if c.isalnum() or c == "-" else "_" for c in text)[:60]
 
 
-def truncation(argv: Sequence[str]) -> Path:
+@measuring
+def truncation(argv: Sequence[str]) -> dict[str, Any]:
     """The command `truncation`: FID, precision and recall at several truncations, in a picture. Raises UserError."""
     described = "Measure what truncated noise gives and takes: fidelity (precision) and variety (recall)."
     parser = command_parser("truncation", described, "a .png file; a .csv of its name is written, too", foreign=False)
@@ -742,17 +761,17 @@ def truncation(argv: Sequence[str]) -> Path:
     for value in (*sorted({*options.truncations}), None):
         stream = generator.stream(options.samples, seed=options.seed, truncation=value)
         fake = inception.features(stream, options.samples, f"truncation {value}")
-        found.append({"truncation": value or "", "n_fake": options.samples, "n_real": len(real), "seed": options.seed})
+        found.append({"truncation": value, "n_fake": options.samples, "n_real": len(real), "seed": options.seed})
         found[-1] |= gan.quality(fake, real, inception, options.seed)
         row = found[-1]
         numbers = f"FID {row['fid']:8.3f}  precision {row['precision']:.3f}  recall {row['recall']:.3f}"
         say(f"truncation {value or 'none':>5}  {numbers}")
     save_table(options.out.with_suffix(".csv"), found)
-    save(options.out, truncation_plot(found, options.samples, len(real)))
+    gan.save_output("--out", options.out, truncation_plot(found, options.samples, len(real)))
     against = f"{len(real):,} training images of {options.data or 'shapes'}"
     say(f"{options.samples:,} samples each, seed {options.seed}, against {against}")
     say(f"{gan.NETWORK}, weights {inception.digest}, {gan.RESIZE}: {options.out}")
-    return options.out
+    return {"model": str(options.model), "against": against, "weights": inception.digest, "figures": found}
 
 
 def truncation_plot(found: list[dict[str, Any]], samples: int, reference: int) -> bytes:

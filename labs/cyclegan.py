@@ -27,7 +27,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -394,8 +393,7 @@ HELD_OUT = dict(
 def build_parser() -> argparse.ArgumentParser:
     """The command line of training."""
     description = "Train a CycleGAN on two sets of images. Other commands, each with its --help: translate, measure."
-    layout = partial(gan.Help, max_help_position=34, width=120)
-    parser = gan.Parser(prog="labs.cyclegan", description=description, formatter_class=layout, allow_abbrev=False)
+    parser = gan.Parser("labs.cyclegan", description)
     gan.add_main(parser, PRESETS, least_batch=1)
     add = parser.add_argument_group("data").add_argument
     for flag, other in (("x", "y"), ("y", "x")):
@@ -460,6 +458,8 @@ def check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         raise UserError(f"--load-size {options.load_size}: is less than --image-size {options.image_size}")
     if options.pool and options.pool < options.batch_size:
         raise UserError(f"--pool {options.pool}: must hold at least a batch, --batch-size {options.batch_size}")
+    if options.deterministic and options.style == "photo" and options.device != "cpu" and torch.cuda.is_available():
+        raise UserError("--deterministic: on a GPU torch cannot, for the reflected borders of --style photo")
     if options.lambda_identity and not options.lambda_cycle:
         raise UserError("--lambda-identity: needs --lambda-cycle, by which it is multiplied")
 
@@ -520,10 +520,7 @@ def training_of(path: Path) -> dict[str, Any]:
 
 def translate(argv: Sequence[str]) -> Path:
     """The command `translate`: writes a PNG for each image; returns their folder. Raises UserError."""
-    layout = partial(gan.Help, max_help_position=34, width=120)
-    parser = gan.Parser(
-        prog="labs.cyclegan translate", description="Translate images.", formatter_class=layout, allow_abbrev=False
-    )
+    parser = gan.Parser("labs.cyclegan translate", "Translate images.")
     add = parser.add_argument
     add("model", type=gan.some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
     add("images", type=gan.some_path, nargs="+", metavar="IMAGE|FOLDER")
@@ -598,8 +595,7 @@ def measure(argv: Sequence[str]) -> dict[str, Any]:
     than the image was, and than to another's. Raises UserError.
     """
     described = "Measure how near translations come to their true counterparts, images of the same name."
-    layout = partial(gan.Help, max_help_position=34, width=120)
-    parser = gan.Parser(prog="labs.cyclegan measure", description=described, formatter_class=layout, allow_abbrev=False)
+    parser = gan.Parser("labs.cyclegan measure", described)
     add = parser.add_argument
     add("model", type=gan.some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
     for flag in ("x", "y"):

@@ -1,1 +1,3 @@
 """The experiments behind every comparison that the Readme makes: what is asked, what is run, and what came of it."""
+
+GAP = 12  # pixels between the runs' sheets of samples, where `run` puts them side by side and `build` cuts them out

@@ -1,15 +1,19 @@
-"""Run the experiments of experiments.toml and keep their small facts in results/.
+"""Run the experiments of experiments.toml, keep their small facts in results/, and make Report.pdf of these.
 
     python -m report run                     # all that have no result yet
     python -m report run NAME… --budget 60   # these, again if need be, for at most an hour; the next call goes on
+    python -m report run --scale gpu         # longer sweeps, three seeds, more samples: as experiments.toml says
     python -m report run --inception-weights FILE    # for the FIDs among them, where there is no network
+    python -m report build                   # Report.pdf, from results/ alone
 
 A run's folder is runs/report/<experiment>/<run>. One that was interrupted is resumed, one that is whole is only read.
-Two experiments may share a run: the second says "@<experiment>/<run>" in the place of its command.
+Two experiments may share a run: the second says "@<experiment>/<run>" in the place of its command. An experiment
+without runs has commands that measure or draw something else, once.
 """
 
 import argparse
 import csv
+import hashlib
 import importlib
 import json
 import os
@@ -18,35 +22,81 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
 import rollnumber_04 as gan
+from report import GAP
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "report" / "experiments.toml"
 RESULTS = ROOT / "report" / "results"
 RUNS = ROOT / "runs" / "report"
+SOURCE = ROOT / "report" / "report.typ"
 TAIL = 10  # epochs at a run's end whose mean is its result: single epochs swing
 
 
-def program(command: str) -> tuple[list[str], gan.Recipe, list[str]]:
-    """What an experiment's command starts, its recipe, and its options: a lab's begins with `labs.NAME`."""
+def load_experiments(scale: str = "cpu") -> dict[str, Any]:
+    """The experiments by name; the scale's numbers take the places of {epochs}, {samples}, {reference} in them.
+
+    A run whose command has a {seed} is a run for each of the scale's: "deconv", "deconv-seed-2" … An experiment is told
+    the numbers that it takes ("scale") and where its runs are ("folder").
+    """
+    experiments = tomllib.loads(EXPERIMENTS.read_text(encoding="utf-8"))
+    numbers = experiments.pop("scales")[scale]
+    written = {(name, run): line for name, other in experiments.items() for run, line in other.get("runs", {}).items()}
+
+    def seeds_of(command: str) -> list[int]:
+        while command.startswith("@"):
+            command = written[tuple(command[1:].split("/"))]
+        return numbers["seed"] if "{seed}" in command else numbers["seed"][:1]
+
+    def filled(command: str, seed: int) -> str:
+        for name, value in (numbers | {"seed": seed}).items():
+            command = command.replace(f"{{{name}}}", str(value))
+        return command
+
+    for name, experiment in experiments.items():
+        runs, measures = experiment.get("runs", {}), experiment.get("measures", {})
+        commands = [*runs.values(), *measures.values()]
+        experiment |= {
+            "folder": RUNS.with_name(RUNS.name + ("" if scale == "cpu" else f"-{scale}")) / name,
+            "scale": {key: value for key, value in numbers.items() if any(f"{{{key}}}" in line for line in commands)},
+            "measures": {measure: filled(line, numbers["seed"][0]) for measure, line in measures.items()},
+            "runs": {},
+        }
+        for run, command in runs.items():
+            for seed in seeds_of(command):
+                mark = "" if seed == numbers["seed"][0] else f"-seed-{seed}"
+                experiment["runs"][run + mark] = command + mark if command.startswith("@") else filled(command, seed)
+    return experiments
+
+
+def program(command: str) -> tuple[list[str], list[str]]:
+    """What an experiment's command starts, and its options: that of a lab or benchmark begins with its module."""
     words = shlex.split(command)
-    if words and words[0].startswith("labs."):
-        return ["-m", words[0]], importlib.import_module(words[0]).RECIPE, words[1:]
-    return ["rollnumber_04.py"], gan.GAN, words
+    if words and words[0].startswith(("labs.", "benchmarks.")):
+        return ["-m", words[0]], words[1:]
+    return ["rollnumber_04.py"], words
+
+
+def recipe_of(command: str) -> gan.Recipe:
+    """The script's recipe, or that of the lab which a command to train begins with."""
+    start, _ = program(command)
+    return importlib.import_module(start[1]).RECIPE if start[0] == "-m" else gan.GAN
 
 
 def parsed(command: str) -> argparse.Namespace:
-    """The options of an experiment's command."""
-    _, recipe, words = program(command)
-    return gan.parse_options(words, recipe)
+    """The options of an experiment's command to train."""
+    return gan.parse_options(program(command)[1], recipe_of(command))
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
@@ -65,7 +115,7 @@ def complete(out: Path, words: str, deadline: float) -> None:
         if rows and rows[-1][unit] >= asked:
             return
     begun = (out / "checkpoints" / "last.pt").exists()
-    start, _, given = program(words)
+    start, given = program(words)
     line = [sys.executable, *start, *(["--resume"] if begun else given), "--out", str(out)]
     process = subprocess.Popen(line, cwd=ROOT)  # where the experiments' paths begin
     try:
@@ -113,33 +163,51 @@ def mean(rows: list[dict[str, float]], name: str) -> float:
     return float(np.nanmean([row[name] for row in rows]))
 
 
-def judge(out: Path, classifier: Path, count: int) -> dict[str, Any]:
+def judge(out: Path, recipe: gan.Recipe, classifier: Path, count: int) -> dict[str, Any]:
     """What a classifier says of samples of seed 0 of a run."""
-    generator = gan.load_generator(out / "generator.safetensors")
+    generator = gan.load_network(out / "generator.safetensors", "generator", recipe=recipe)
     return gan.judged(gan.load_network(classifier, "discriminator"), *gan.labelled_samples(generator, count))
 
 
-def measured_by(command: str, name: str, out: Path, weights: Path | None) -> dict[str, Any]:
-    """What a command of measurement, `… --json`, prints of a whole run; kept in the run's folder, for it takes long."""
-    kept, (start, _, words) = out / f"{name}.json", program(command.format(out=os.path.relpath(out, ROOT)))
-    said = shlex.join(["python", *start, *words])
-    if kept.exists() and (found := json.loads(kept.read_text(encoding="utf-8")))["command"] == said:
-        return found
-    line = [sys.executable, *start, *words, "--json", *(["--inception-weights", str(weights)] if weights else [])]
-    process = subprocess.run(line, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+def typed(command: str, inception: str = "", **places: Path) -> list[str]:
+    """The words after `python` of a command with its places filled in: {out}, {picture}, {inception}.
+
+    The last is for the option --inception-weights, where they lie in a file.
+    """
+    relative = {name: shlex.quote(os.path.relpath(path, ROOT)) for name, path in places.items()}
+    start, words = program(command.format(inception=inception, **relative))
+    return [*start, *words]
+
+
+def printed_by(line: list[str], deadline: float = np.inf) -> str:
+    """What such a command prints; raises SystemExit if it fails or the time is up."""
+    said = shlex.join(["python", *line])
+    left = None if deadline == np.inf else max(0, deadline - time.monotonic())
+    try:
+        process = subprocess.run([sys.executable, *line], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=left)
+    except subprocess.TimeoutExpired:
+        sys.exit(f"the budget is spent; the same command begins again with {said}")
     if process.returncode:
         sys.exit(f"{said} ended with status {process.returncode}")
-    found = {"command": said, **json.loads(process.stdout)}
+    return process.stdout
+
+
+def measured_by(command: str, name: str, out: Path, inception: str, deadline: float = np.inf) -> dict[str, Any]:
+    """The facts that a command prints as JSON.
+
+    They are kept in the folder `out`, for finding them takes long, as long as the command and the files that it names
+    stay the same.
+    """
+    kept, words = out / f"{name}.json", typed(command, out=out)
+    named = [word for word in words[1:] if (ROOT / word).is_file()]
+    files = {word: hashlib.sha256((ROOT / word).read_bytes()).hexdigest()[:16] for word in named}
+    key = {"command": shlex.join(["python", *words]), "files": files}
+    if kept.exists() and key.items() <= (found := json.loads(kept.read_text(encoding="utf-8"))).items():
+        return found
+    found = json.loads(printed_by([*typed(command, inception, out=out), "--json"], deadline)) | key
+    out.mkdir(parents=True, exist_ok=True)
     gan.write_whole(kept, json.dumps(found).encode())
     return found
-
-
-def draw(command: str, out: Path, picture: Path) -> None:
-    """Let a command, such as `interpolate {out}/generator.safetensors --out {picture}`, draw a picture of a run."""
-    start, _, words = program(command.format(out=os.path.relpath(out, ROOT), picture=picture.resolve()))
-    line = [sys.executable, *start, *words]
-    if status := subprocess.run(line, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
-        sys.exit(f"{shlex.join(line)} ended with status {status}")
 
 
 def spectrum(out: Path, count: int) -> np.ndarray:
@@ -162,13 +230,13 @@ def side_by_side(folders: dict[str, Path], epochs: list[int]) -> Image.Image:
     for epoch in epochs:
         sheets = [Image.open(sample_sheet(folder, epoch)).convert("RGB") for folder in folders.values()]
         height = sheets[0].height if epoch == epochs[-1] else (sheets[0].height + 2) // 4
-        row = Image.new("RGB", (sum(sheet.width + 12 for sheet in sheets) - 12, height + 22), "white")
+        row = Image.new("RGB", (sum(sheet.width + GAP for sheet in sheets) - GAP, height + 22), "white")
         left = 0
         for name, sheet in zip(folders, sheets, strict=True):
             unit = sample_sheet(folders[name], epoch).stem.partition("_")[0]
             ImageDraw.Draw(row).text((left + 2, 5), f"{name}, {unit} {epoch}", fill="black")
             row.paste(sheet.crop((0, 0, sheet.width, height)), (left, 22))
-            left += sheet.width + 12
+            left += sheet.width + GAP
         rows.append(row)
     whole = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")
     top = 0
@@ -181,50 +249,88 @@ def side_by_side(folders: dict[str, Path], epochs: list[int]) -> Image.Image:
 def located(name: str, run_name: str, everything: dict[str, Any]) -> tuple[Path, str]:
     """The folder and the command of an experiment's run, which may be another experiment's: @NAME/RUN."""
     words = everything[name]["runs"][run_name]
-    return located(*words[1:].split("/"), everything) if words.startswith("@") else (RUNS / name / run_name, words)
+    if words.startswith("@"):
+        return located(*words[1:].split("/"), everything)
+    return everything[name]["folder"] / run_name, words
 
 
-def run(
-    name: str, experiment: dict[str, Any], everything: dict[str, Any], deadline: float, weights: Path | None = None
-) -> None:
+def example_sheet(data: str, rows: int) -> Image.Image:
+    """Training images of a set, a column for each class, or ten columns without classes."""
+    images = gan.load_images(ROOT / data)
+    columns = len(images.classes) or 10
+    if images.classes:
+        of_class = [(images.labels == label).nonzero().flatten()[:rows] for label in range(columns)]
+        index = torch.stack(of_class, 1).flatten()
+    else:
+        index = torch.linspace(0, len(images.pixels) - 1, rows * columns).long()
+    pixels = images.pixels[index].numpy()
+    return gan.sheet(pixels[..., 0] if pixels.shape[3] == 1 else pixels, columns)
+
+
+def run(name: str, everything: dict[str, Any], deadline: float, inception: str = "") -> None:
     """Complete an experiment's runs and write its facts to results/<name>/."""
-    runs = {run_name: located(name, run_name, everything) for run_name in experiment["runs"]}
-    outs = {run_name: out for run_name, (out, _) in runs.items()}
-    for out, words in runs.values():
-        complete(out, words, deadline)
-    facts = {
-        run_name: {"command": shlex.join(["python", *(start := program(words))[0], *start[2]]), **measure(out, words)}
-        for run_name, (out, words) in runs.items()
-    }
+    experiment, results = everything[name], RESULTS / name
+    facts: dict[str, dict[str, Any]] = {}
+    outs: dict[str, Path] = {}
+    for run_name in experiment["runs"]:
+        outs[run_name], words = located(name, run_name, everything)
+        complete(outs[run_name], words, deadline)
+        start, given = program(words)
+        facts[run_name] = {"command": shlex.join(["python", *start, *given]), **measure(outs[run_name], words)}
     if "judge" in experiment:
         judging_run, count = experiment["judge"]["run"], experiment["judge"]["samples"]
         classifier, words = located(*judging_run.split("/"), everything)
         complete(classifier, words, deadline)
         for run_name, out in outs.items():
-            said = judge(out, classifier / "discriminator.safetensors", count)
+            recipe = recipe_of(located(name, run_name, everything)[1])
+            said = judge(out, recipe, classifier / "discriminator.safetensors", count)
             facts[run_name][f"judged by {judging_run}"] = said
-    for measure_name, command in experiment.get("measures", {}).items():
-        for run_name, out in outs.items():
-            facts[run_name][measure_name] = measured_by(command, measure_name, out, weights)
-    results = RESULTS / name
+    metrics: dict[str, Any] = {"question": experiment["question"], "scale": experiment["scale"], "runs": facts}
+    targets = outs or {"": experiment["folder"]}
+    for measure_name, command in experiment["measures"].items():
+        for run_name, out in targets.items():
+            facts.get(run_name, metrics)[measure_name] = measured_by(command, measure_name, out, inception, deadline)
     results.mkdir(parents=True, exist_ok=True)
-    for run_name, out in outs.items():
-        write_thinned(results / f"{run_name}.csv", read_rows(out / "epochs.csv"))
-        for path in (
-            path for pattern in ("confusion_matrix.csv", *experiment.get("keep", ())) for path in out.glob(pattern)
-        ):
-            (results / f"{run_name}-{path.name}").write_bytes(path.read_bytes())
+    for run_name, out in targets.items():
+        stem = f"{run_name}-" if run_name else ""
         for picture, command in experiment.get("pictures", {}).items():
-            draw(command, out, results / f"{run_name}-{picture}.png")
+            printed_by(typed(command, inception, out=out, picture=results / f"{stem}{picture}.png"), deadline)
+        for pattern in ("confusion_matrix.csv", *experiment.get("keep", ())):
+            for path in out.glob(pattern):
+                (results / f"{stem}{path.name}").write_bytes(path.read_bytes())
         if "spectrum" in experiment:
-            np.savetxt(results / f"{run_name}-spectrum.csv", spectrum(out, experiment["spectrum"]), "%.5g", ",")
-    kinds = {path.parent.relative_to(path.parents[2]) for out in outs.values() for path in out.glob("samples/*/*.png")}
-    for kind in (Path("samples"), *sorted(kinds)):  # samples/, samples/y_to_x/
-        sheets = side_by_side({run_name: out / kind for run_name, out in outs.items()}, experiment["sheets"])
-        sheets.save(results / f"{'-'.join(kind.parts)}.png", optimize=True)
-    metrics = {"question": experiment["question"], "runs": facts}
+            np.savetxt(results / f"{stem}spectrum.csv", spectrum(out, experiment["spectrum"]), "%.5g", ",")
+    for set_name, data in experiment.get("examples", {}).items():
+        example_sheet(data, rows=6).save(results / f"{set_name}.png", optimize=True)
+    if outs:
+        keep_course(outs, experiment["sheets"], results)
     (results / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{results}: {', '.join(sorted(path.name for path in results.iterdir()))}")
+
+
+def keep_course(outs: dict[str, Path], epochs: list[int], results: Path) -> None:
+    """Write the course of runs: their tables, thinned, and their samples side by side."""
+    for run_name, out in outs.items():
+        write_thinned(results / f"{run_name}.csv", read_rows(out / "epochs.csv"))
+    kinds = {path.parent.relative_to(path.parents[2]) for out in outs.values() for path in out.glob("samples/*/*.png")}
+    for kind in (Path("samples"), *sorted(kinds)):  # samples/, samples/y_to_x/
+        sheets = side_by_side({run_name: out / kind for run_name, out in outs.items()}, epochs)
+        sheets.save(results / f"{'-'.join(kind.parts)}.png", optimize=True)
+
+
+def build(target: Path) -> None:
+    """Typeset report.typ, with the figures drawn from results/, as a PDF. Raises UserError."""
+    try:
+        import typst
+    except ImportError:
+        raise gan.UserError("build: needs the typesetter Typst (pip install -r report/requirements.txt)") from None
+    from report import figures
+
+    with tempfile.TemporaryDirectory(prefix=".figures-", dir=SOURCE.parent) as folder:  # under the typesetter's root
+        figures.draw_all(Path(folder))
+        pdf = typst.compile(str(SOURCE), root=str(SOURCE.parent), sys_inputs={"figures": Path(folder).name})
+    gan.write_whole(target, pdf)
+    print(f"{target}: {len(pdf) / 1e6:.1f} MB")
 
 
 def write_thinned(path: Path, rows: list[dict[str, float]], most: int = 100) -> None:
@@ -241,22 +347,36 @@ def write_thinned(path: Path, rows: list[dict[str, float]], most: int = 100) -> 
 
 def main() -> int:
     """The command line; returns the exit status."""
-    experiments = tomllib.loads(EXPERIMENTS.read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser(prog="python -m report", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("run", help="run the experiments and keep their facts")
-    command.add_argument("names", nargs="*", metavar="NAME", help=", ".join(experiments))
+    names = ", ".join(load_experiments())
+    command.add_argument("names", nargs="*", metavar="NAME", help=names)
     command.add_argument("--budget", type=float, default=np.inf, metavar="MINUTES", help="stop after so long")
+    command.add_argument("--scale", choices=("cpu", "gpu"), default="cpu", help="of the sweeps (cpu)")
     command.add_argument("--inception-weights", type=Path, metavar="FILE", help="fetched by torch-fidelity if left out")
+    commands.add_parser("build", help="write Report.pdf from the facts")
     options = parser.parse_args()
+    work = partial(build, ROOT / "Report.pdf") if options.command == "build" else partial(run_asked, options)
+    return gan.call_command(work, parser.prog)
+
+
+def run_asked(options: argparse.Namespace) -> None:
+    """The command `run`. Raises UserError."""
+    experiments = load_experiments(options.scale)
     if unknown := set(options.names) - set(experiments):
-        parser.error(f"there is no experiment {min(unknown)} in {EXPERIMENTS.name}")
-    missing = [name for name in experiments if not (RESULTS / name / "metrics.json").exists()]
+        raise gan.UserError(f"there is no experiment {min(unknown)} in {EXPERIMENTS.name}")
     deadline = time.monotonic() + options.budget * 60
-    for name in options.names or missing:
-        weights = options.inception_weights and options.inception_weights.resolve()
-        run(name, experiments[name], experiments, deadline, weights)
-    return 0
+    weights = options.inception_weights
+    inception = shlex.join(["--inception-weights", str(weights.resolve())]) if weights else ""
+    for name in options.names or [name for name in experiments if not has_results(name, experiments[name])]:
+        run(name, experiments, deadline, inception)
+
+
+def has_results(name: str, experiment: dict[str, Any]) -> bool:
+    """Whether an experiment has results, and of this scale."""
+    path = RESULTS / name / "metrics.json"
+    return path.exists() and json.loads(path.read_text(encoding="utf-8")).get("scale", {}) == experiment["scale"]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import scipy.spatial.distance
+import scipy.stats
 import torch
 from conftest import Trap, assert_same, pictures, save_all, whole_and_resumed
 from PIL import Image
@@ -267,6 +268,12 @@ def test_embeddings_are_drawn(model, tmp_path, capsys):
     a, b = np.unravel_index(distances.argmax(), (5, 5))
     assert f"farthest  {NAMES[a]} and {NAMES[b]} {distances[a, b]:.3f}" in said
     assert Image.open(tmp_path / "tsne.png").size == (1500, 700)
+    assert biggan.main(["embeddings", str(model), "--out", str(tmp_path / "tsne.png"), "--json"]) == 0
+    printed = capsys.readouterr()
+    facts = json.loads(printed.out)
+    assert facts["farthest"][0]["pair"] == [NAMES[a], NAMES[b]]
+    assert facts["farthest"][0]["cosine distance"] == pytest.approx(distances[a, b])
+    assert printed.err == said
 
 
 def test_paths_are_measured(model, tmp_path, weights, early, capsys):
@@ -285,6 +292,14 @@ def test_paths_are_measured(model, tmp_path, weights, early, capsys):
     assert biggan.main([*words, str(tmp_path / "all"), "--all-pairs"]) == 0
     assert len([*(tmp_path / "all").glob("*.png")]) == 10
     assert "rank correlation of the distance with PPL" in capsys.readouterr().out
+    assert biggan.main([*words, str(tmp_path / "again"), "--all-pairs", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    with open(tmp_path / "all" / "paths.csv", newline="") as file:
+        assert facts["pairs"] == [
+            {k: v if k == "pair" else float(v) for k, v in row.items()} for row in csv.DictReader(file)
+        ]
+    ranks = [scipy.stats.rankdata([row[name] for row in facts["pairs"]]) for name in ("cosine distance", "detour")]
+    assert facts["rank correlation"]["detour"]["rho"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
     # By hand: the features of one pair's images.
     assert biggan.main([*words, str(tmp_path / "one"), "--pairs", "dog,ant"]) == 0
     generator = gan.load_network(model, "generator", recipe=biggan.RECIPE)
@@ -307,6 +322,12 @@ def test_truncation_is_measured(model, labelled, tmp_path, weights, early, capsy
         (value, "24", "40") for value in ("0.1", "1.0", "")
     ]
     assert Image.open(tmp_path / "t.png").size == (1210, 495)
+    capsys.readouterr()
+    assert biggan.main([*words, "--out", str(tmp_path / "t.png"), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert [(row["truncation"], row["fid"]) for row in figures[::2]] == [
+        (0.1, float(rows[0]["fid"])), (None, float(rows[2]["fid"]))
+    ]  # fmt: skip
     assert biggan.main(["evaluate", str(model), *words[2:4], *words[7:], "--samples", "24", "--no-judge", "--json",
                         "--truncation", "0.1"]) == 0  # fmt: skip
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["fid"] == pytest.approx(float(rows[0]["fid"]), rel=1e-4)

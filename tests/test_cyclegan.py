@@ -255,6 +255,15 @@ def test_photo_networks_train_and_translate(tmp_path):
     assert run.averages["xy"].translate(pictures(1, 30)).shape == (1, 30, 30, 3)
 
 
+def test_reflected_borders_are_not_deterministic_on_a_gpu(domains, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    words = [*domains, "--preset", "photo", "--deterministic", "--out", str(tmp_path / "run")]
+    assert cyclegan.main(words) == 2
+    assert "--deterministic: on a GPU torch cannot" in capsys.readouterr().err
+    options = gan.parse_options([*words, "--device", "cpu"], cyclegan.RECIPE)
+    assert options.deterministic
+
+
 def test_mistakes_are_one_sentence(domains, tmp_path, capsys):
     out = ["--out", str(tmp_path / "run")]
     for words, said in (

@@ -337,6 +337,19 @@ def test_splits_that_differ_are_merged(tmp_path):
     assert (loaded.labels, loaded.classes) == (None, ())
 
 
+def test_a_validation_set_beside_a_test_set_is_left_aside(tmp_path):
+    parts = {f"{split}_{kind}": part[i : i + 4] for i, split in enumerate(("train", "val", "test"))
+             for kind, part in (("images", pictures(6)), ("labels", LABELS[:, None]))}  # fmt: skip
+    np.savez(tmp_path / "medical.npz", **parts)
+    for split, i in (("train", 0), ("test", 2)):
+        loaded = gan.load_images(tmp_path / "medical.npz", split)
+        assert (loaded.pixels.numpy() == pictures(6)[i : i + 4]).all()
+        assert loaded.labels.tolist() == LABELS[i : i + 4].tolist()
+    del parts["test_images"], parts["test_labels"]
+    np.savez(tmp_path / "valid.npz", **parts)
+    assert (gan.load_images(tmp_path / "valid.npz", "test").pixels.numpy() == pictures(6)[1:5]).all()
+
+
 def test_split_all_through_the_command(fails, tmp_path, capsys):
     for split, count in (("train", 20), ("test", 10)):
         for label, name in enumerate(("cat", "dog")):
@@ -596,6 +609,12 @@ def test_damaged_images_are_named_or_skipped(fails, capsys, tmp_path, class_fold
     (tmp_path / "bad" / "a.png").write_bytes(b"")
     assert "none of its images can be read" in fails("--data", tmp_path / "bad", "--skip-unreadable")
     assert "a.png: not an image" in fails("--data", tmp_path / "bad")
+
+
+@pytest.mark.parametrize("classes", [np.array("cat"), np.array([["cat"], ["dog"]])])
+def test_names_of_classes_that_are_no_list(fails, tmp_path, classes):
+    np.savez(tmp_path / "a.npz", x=pictures(6), y=np.arange(6) % 2, classes=classes)
+    assert "expected train images N×H×W[×3] and at most labels N, found x" in fails("--data", tmp_path / "a.npz")
 
 
 def test_labels_and_images_that_differ_in_number(fails, tmp_path):

@@ -425,3 +425,15 @@ def test_out_of_memory_names_a_batch_that_fits(whole, tmp_path, monkeypatch, cap
     assert "--batch-size 16: not enough memory on cpu; 4 fits; go on from what is saved with: python" in said
     advised = shlex.split(said.partition("rollnumber_04.py --resume")[2])
     assert gan.main(["--resume", *advised, "--epochs", "1"]) == 0
+
+
+def test_out_of_memory_beside_a_step_that_fits(whole, tmp_path, monkeypatch, capsys):
+    def too_large(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes")  # on Windows
+
+    monkeypatch.setattr(gan.BaseGenerator, "generate", too_large)
+    data, _ = whole
+    assert gan.main(run_words(data, tmp_path / "run")) == 2
+    said = capsys.readouterr().err
+    assert "not enough memory on cpu, though a step alone fits: leave out --evaluate-every" in said
+    assert f"--resume --out {tmp_path / 'run'}" in said

@@ -180,6 +180,14 @@ def test_a_mistake_is_named_once(tmp_path):
     assert "Traceback" not in err
 
 
+def test_a_loss_that_is_not_finite_is_named_once(data, tmp_path):
+    explosive = ["--optimizer", "sgd", "--lr-g", 10, "--lr-d", 10, "--norm", "none", "--init", "torch", "--epochs", 9]
+    status, _, err = run_both(TRAIN, tmp_path, *TOY, "--data", data, "--out", tmp_path / "run", *explosive)
+    assert status != 0
+    assert err.count("is not finite") == 1
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("others", [3, [3], [{"rng": {}}], [{"rng": [], "pools": {}}]])
 def test_others_of_the_wrong_kind_are_refused(data, tmp_path, others):
     gan.main([*map(str, words(data, tmp_path / "run", 1)), "--dry-run"])

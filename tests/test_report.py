@@ -2,26 +2,45 @@
 
 import argparse
 import csv
+import importlib
+import itertools
 import json
 import os
+import re
 import shlex
-import tomllib
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
+import pypdf
 import pytest
 import torch
+import typst
 from conftest import TOY, pictures, save_all
 from PIL import Image
 
 import rollnumber_04 as gan
 from report import __main__ as report
+from report import figures
 
 
-def test_every_experiment_can_be_run():
-    experiments = tomllib.loads(report.EXPERIMENTS.read_text(encoding="utf-8"))
-    assert experiments
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_every_experiment_can_be_run(scale):
+    experiments = report.load_experiments(scale)
+    assert len(experiments["loss"]["runs"]) == 2 * len(experiments["loss"]["scale"]["seed"])
     for name, experiment in experiments.items():
+        assert experiment["runs"] or experiment["measures"] or experiment.keys() & {"examples", "pictures"}
+        for command in [*experiment["measures"].values(), *experiment.get("pictures", {}).values()]:
+            places = {"out": report.ROOT / "x", "picture": report.ROOT / "x.png"}
+            first, *words = report.typed(command, "--inception-weights w.pth", **places)
+            assert not any("{" in word for word in words)
+            if first == "rollnumber_04.py":
+                assert gan.build_parser(words[0]).parse_args(words[1:])
+            else:
+                assert importlib.util.find_spec(words[0])
         assert experiment["question"].endswith("?")
         for run_name in experiment["runs"]:
             _, words = report.located(name, run_name, experiments)
@@ -40,6 +59,7 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
     words = shlex.join([*TOY, "--data", str(tmp_path / "data"), "--epochs", "2", "--seed", "1"])
     runs = {"without": words, "with": words + " --multitask"}
     (tmp_path / "experiments.toml").write_text(
+        "[scales]\ncpu = { epochs = 2, seed = [1] }\n"
         "[toy]\nquestion = '?'\nsheets = [1, 2]\njudge = { run = 'toy/with', samples = 200 }\n"
         "keep = ['weights/generator_epoch_0000.png']\nspectrum = 20\n[toy.runs]\n"
         + "".join(f'{name} = "{line}"\n' for name, line in runs.items())
@@ -77,10 +97,86 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
     assert report.main() == 0  # everything has a result
     assert capfd.readouterr().out == ""
     monkeypatch.setattr("sys.argv", ["report", "run", "nothing"])
-    with pytest.raises(SystemExit) as stop:
-        report.main()
-    assert stop.value.code == 2
+    assert report.main() == 2
     assert "there is no experiment nothing" in capfd.readouterr().err
+    toml = tmp_path / "experiments.toml"
+    toml.write_text(toml.read_text().replace("--epochs 2", "--epochs {epochs}").replace("epochs = 2", "epochs = 3"))
+    experiments = report.load_experiments()
+    assert not report.has_results("toy", experiments["toy"])  # those are of another scale
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(report, "complete", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["report", "run", "toy"])
+    with pytest.raises(SystemExit, match=r"was not made with the options of experiments\.toml: epochs"):
+        report.main()
+
+
+def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    (tmp_path / "experiments.toml").write_text(
+        "[scales]\ncpu = { seed = [1] }\n[toy]\nquestion = '?'\nexamples = { a = 'nowhere' }\n"
+    )
+    monkeypatch.setattr(report, "EXPERIMENTS", tmp_path / "experiments.toml")
+    monkeypatch.setattr("sys.argv", ["report", "run"])
+    assert report.main() == 2
+    assert "nowhere: there is no such file or folder" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["report", "build"])
+    monkeypatch.setitem(sys.modules, "typst", None)
+    assert report.main() == 2
+    assert "python -m report: build: needs the typesetter Typst" in capsys.readouterr().err
+
+
+def test_figures_show_what_the_results_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    (tmp_path / "toy").mkdir()
+    runs = {name: tmp_path / name for name in ("red", "blue")}
+    (tmp_path / "toy" / "metrics.json").write_text(json.dumps({"runs": dict.fromkeys(runs)}))
+    for i, (name, folder) in enumerate(runs.items()):
+        folder.mkdir()
+        for epoch in (1, 4):
+            tiles = np.full((64, 32, 32, 3), 50 * i + 10 * epoch, np.uint8)
+            tiles[8] = 255
+            gan.sheet(tiles, 8).save(folder / f"epoch_{epoch:04d}.png")
+        report.write_thinned(
+            tmp_path / "toy" / f"{name}.csv",
+            [
+                {"step": 10 * epoch, "d_real": i + epoch, "d_fake": float("nan") if epoch == 2 else -epoch}
+                for epoch in (1, 2, 3)
+            ],
+        )
+    report.side_by_side(runs, [1, 4]).save(tmp_path / "toy" / "samples.png")
+    for i, strip in enumerate(figures.strips("toy", 2, 8).values()):
+        assert strip.size == (8 * 33 + 1, 2 * 33 + 1)
+        pixels = np.asarray(strip)
+        assert (pixels[1:33, 1:33] == 50 * i + 40).all()  # of the last epoch, the first row
+        assert (pixels[34:66, 1:33] == 255).all()  # the ninth sample
+    drawn = figures.of_runs("toy", figures.SCORES)
+    real, fake = drawn.axes
+    assert real.get_title() == "D's mean score on real images"
+    assert [line.get_label() for line in real.lines] == ["red", "blue"]
+    assert [line.get_ydata().tolist() for line in real.lines] == [[1, 2, 3], [2, 3, 4]]
+    assert [line.get_xydata().tolist() for line in fake.lines] == [[[10, -1], [30, -3]]] * 2
+
+
+def test_a_scale_fills_the_places_of_its_numbers(tmp_path, monkeypatch):
+    (tmp_path / "experiments.toml").write_text(
+        "[scales]\ncpu = { epochs = 2, samples = 20, seed = [5] }\n"
+        "gpu = { epochs = 9, samples = 70, seed = [5, 6] }\n"
+        "[a]\nmeasures = { fid = 'evaluate {out} --samples {samples} {inception}' }\n"
+        "[a.runs]\nx = '--epochs {epochs} --seed {seed}'\ny = '--epochs 3'\n[b.runs]\nz = '@a/x'\nw = '@a/y'\n"
+    )
+    monkeypatch.setattr(report, "EXPERIMENTS", tmp_path / "experiments.toml")
+    small = report.load_experiments()
+    assert small["a"]["scale"] == {"epochs": 2, "samples": 20, "seed": [5]}
+    assert small["b"]["scale"] == {}
+    assert small["a"]["runs"] == {"x": "--epochs 2 --seed 5", "y": "--epochs 3"}
+    assert small["a"]["measures"] == {"fid": "evaluate {out} --samples 20 {inception}"}
+    assert report.located("b", "z", small) == (report.RUNS / "a" / "x", "--epochs 2 --seed 5")
+    large = report.load_experiments("gpu")
+    assert large["a"]["scale"] == {"epochs": 9, "samples": 70, "seed": [5, 6]}
+    assert large["a"]["runs"] == {"x": "--epochs 9 --seed 5", "x-seed-6": "--epochs 9 --seed 6", "y": "--epochs 3"}
+    other = report.RUNS.with_name("report-gpu") / "a"  # so that a scale's runs are not taken for another's
+    assert report.located("b", "z-seed-6", large) == (other / "x-seed-6", "--epochs 9 --seed 6")
+    assert [*large["b"]["runs"]] == ["z", "z-seed-6", "w"]  # y has no seed to change
 
 
 def test_what_a_command_measures_is_kept_in_the_runs_folder(tmp_path, monkeypatch):
@@ -88,26 +184,65 @@ def test_what_a_command_measures_is_kept_in_the_runs_folder(tmp_path, monkeypatc
 
     def fake(line, **options):
         asked.append(line[1:])
-        return argparse.Namespace(returncode=3 if "bad" in line else 0, stdout=json.dumps({"fid": 7.5}))
+        if options["timeout"] == 0:
+            raise subprocess.TimeoutExpired(line, 0)
+        return argparse.Namespace(
+            returncode=3 if "bad" in line else 0, stdout=json.dumps({"fid": 7.5, "command": "its own"})
+        )
 
     monkeypatch.setattr(report.subprocess, "run", fake)
-    command = "evaluate {out}/generator.safetensors --samples 20"
-    model = f"{os.path.relpath(tmp_path, report.ROOT)}/generator.safetensors"
+    command = "evaluate {out}/generator.safetensors --samples 20 {inception}"
+    out = tmp_path / "a run"
+    model = f"{os.path.relpath(out, report.ROOT)}/generator.safetensors"
     for _ in range(2):  # the second time it is read
-        found = report.measured_by(command, "fid", tmp_path, Path("w.pth"))
-        assert found == {"command": f"python rollnumber_04.py evaluate {model} --samples 20", "fid": 7.5}
-    line = ["rollnumber_04.py", "evaluate", model, "--samples", "20", "--json", "--inception-weights", "w.pth"]
-    assert asked == [line]
-    report.measured_by(command.replace("20", "30"), "fid", tmp_path, None)  # another question
-    report.measured_by("labs.cyclegan measure {out}/m", "pairs", tmp_path, None)
-    assert [words[:3] for words in asked[1:]] == [[*line[:2], model], ["-m", "labs.cyclegan", "measure"]]
-    with pytest.raises(SystemExit, match="evaluate bad ended with status 3"):
-        report.measured_by("evaluate bad", "other", tmp_path, None)
-    assert not (tmp_path / "other.json").exists()
-    report.draw("interpolate {out}/generator.safetensors --out {picture}", tmp_path, tmp_path / "path.png")
-    assert asked[-1] == ["rollnumber_04.py", "interpolate", model, "--out", str(tmp_path / "path.png")]
-    with pytest.raises(SystemExit, match="interpolate bad ended with status 3"):
-        report.draw("interpolate bad", tmp_path, tmp_path / "path.png")
+        found = report.measured_by(command, "fid", out, "--inception-weights w.pth")
+        line = ["rollnumber_04.py", "evaluate", model, "--samples", "20"]
+        assert found == {"command": shlex.join(["python", *line]), "files": {}, "fid": 7.5}
+    assert asked == [[*line, "--inception-weights", "w.pth", "--json"]]
+    report.measured_by(command.replace("20", "30"), "fid", out, "")  # another question
+    report.measured_by("labs.cyclegan measure m", "pairs", out, "")
+    report.measured_by("benchmarks.throughput --rounds 2", "speed", tmp_path / "new", "")
+    assert asked[1:] == [
+        [*line[:-1], "30", "--json"],
+        ["-m", "labs.cyclegan", "measure", "m", "--json"],
+        ["-m", "benchmarks.throughput", "--rounds", "2", "--json"],
+    ]
+    with pytest.raises(SystemExit, match="evaluate bad --json ended with status 3"):
+        report.measured_by("evaluate bad", "other", out, "")
+    assert not (out / "other.json").exists()
+    asked.clear()
+    (out / "generator.safetensors").write_bytes(b"weights")
+    for content in (b"weights", b"weights", b"others"):  # of a file that the command names
+        (out / "generator.safetensors").write_bytes(content)
+        report.measured_by(command, "fid", out, "")
+    assert len(asked) == 2
+    with pytest.raises(SystemExit, match="the budget is spent"):
+        report.measured_by(command, "again", out, "", deadline=time.monotonic() - 1)
+
+
+def test_an_experiment_without_runs_measures_and_draws_once(tmp_path, monkeypatch, capsys):
+    data = save_all(pictures(24), tmp_path / "data" / "cat").parent
+    (tmp_path / "experiments.toml").write_text(
+        "[scales]\ncpu = { seed = [1] }\n[toy]\nquestion = '?'\nmeasures = { speed = 'benchmarks.throughput' }\n"
+        "pictures = { path = 'interpolate MODEL --out {picture}' }\n"
+        f"[toy.examples]\ncats = '{data.as_posix()}'\n"
+    )
+    for name in ("EXPERIMENTS", "RESULTS", "RUNS"):
+        monkeypatch.setattr(report, name, tmp_path / {"EXPERIMENTS": "experiments.toml"}.get(name, name))
+    asked = []
+    monkeypatch.setattr(report, "printed_by", lambda line, deadline: asked.append(line) or '{"ratio": 2}')
+    report.run("toy", report.load_experiments(), np.inf)
+    picture = os.path.relpath(tmp_path / "RESULTS/toy/path.png", report.ROOT)
+    assert asked == [
+        ["-m", "benchmarks.throughput", "--json"],
+        ["rollnumber_04.py", *f"interpolate MODEL --out {picture}".split()],
+    ]
+    metrics = json.loads((tmp_path / "RESULTS/toy/metrics.json").read_text())
+    assert metrics["speed"] == {"command": "python -m benchmarks.throughput", "files": {}, "ratio": 2}
+    assert metrics["runs"] == {}
+    with Image.open(tmp_path / "RESULTS/toy/cats.png") as sheet:
+        first = gan.load_images(data).pixels[0].numpy().repeat(8, 0).repeat(8, 1)  # enlarged to 64 pixels
+        assert (np.asarray(sheet)[2:66, 2:66] == first).all()
 
 
 @pytest.mark.slow
@@ -130,3 +265,70 @@ def test_long_tables_are_thinned(tmp_path):
     lines = (tmp_path / "t.csv").read_text().splitlines()
     assert len(lines) == 101
     assert (lines[0], lines[1], lines[-1]) == ("epoch,loss", "1,0.33333", "500,166.67")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> tuple[pypdf.PdfReader, list[dict]]:
+    """The report, built from the kept results, and the measured numbers in it."""
+    folder = tmp_path_factory.mktemp("report")
+    report.build(folder / "Report.pdf")
+    with tempfile.TemporaryDirectory(dir=report.SOURCE.parent) as inside:
+        figures.draw_all(Path(inside))
+        places = {"root": str(report.SOURCE.parent), "sys_inputs": {"figures": Path(inside).name}}
+        numbers = json.loads(typst.query(str(report.SOURCE), "<number>", field="value", **places))
+    return pypdf.PdfReader(folder / "Report.pdf"), numbers
+
+
+def test_each_number_in_the_report_is_that_of_the_results(built):
+    reader, numbers = built
+    text = plain("".join(page.extract_text() for page in reader.pages))
+    assert len(numbers) > 90
+    for number in numbers:
+        value = json.loads((report.RESULTS / number["experiment"] / "metrics.json").read_text(encoding="utf-8"))
+        for key in number["path"]:
+            value = value[key]
+        value, digits = value * (100 if number["percent"] else 1), number["digits"]
+        near = [f"{shifted:,.{digits}f}" for shifted in (value - 1e-9, value + 1e-9)]  # a half is rounded either way
+        assert plain(number["shown"]).removesuffix("%") in near, number
+        assert plain(number["shown"]) in text
+
+
+def plain(text: str) -> str:
+    """Text with an ASCII minus and no spaces, of which a PDF knows little."""
+    return re.sub(r"\s", "", text.replace("−", "-"))
+
+
+def test_no_measured_number_is_typed_by_hand():
+    source = report.SOURCE.read_text(encoding="utf-8").partition("- text\n")[2]
+    prose = re.sub(r"#(n|m|shown|picture|drawn|strips|table|figure|v|text)\(.*?\)|digits: \d|width: \d+%", "", source)
+    settings = {"0.2", "0.02", "0.5", "0.999"}  # of the default networks and optimizers
+    assert set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", prose)) <= settings
+
+
+def test_the_report_is_of_the_present_results(built):
+    reader, _ = built
+    kept = pypdf.PdfReader(report.ROOT / "Report.pdf")
+    old, new = (plain("".join(page.extract_text() for page in pdf.pages)) for pdf in (kept, reader))
+    assert old == new  # but for line breaks, which another version of the typesetter may set otherwise
+    old, new = ([image.data for page in pdf.pages for image in page.images] for pdf in (kept, reader))
+    assert old == new
+
+
+def test_all_results_are_of_experiments_and_each_section_its_text(built):
+    experiments = report.load_experiments()
+    for name in sorted(path.name for path in report.RESULTS.iterdir()):
+        experiment = experiments[name]
+        metrics = json.loads((report.RESULTS / name / "metrics.json").read_text(encoding="utf-8"))
+        assert [run for run in metrics["runs"] if "-seed-" not in run] == [*experiment["runs"]]
+        assert all((report.RESULTS / name / f"{run}.csv").exists() for run in metrics["runs"])
+        for measured in metrics["runs"].values() or [metrics]:
+            assert experiment["measures"].keys() <= measured.keys()
+    text = " ".join("".join(page.extract_text() for page in built[0].pages).split()).replace("’", "'")
+    headings = re.findall(r"^=+ (.+)$", report.SOURCE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(headings) > 7
+    below = text[text.index(headings[-1]) + len(headings[-1]) :]  # the contents
+    for heading, following in itertools.pairwise([*headings, ""]):
+        _, found, below = below.partition(heading)
+        assert found, heading
+        end = below.index(following) if following else len(below)
+        assert end > 200 or heading == "The other labs", heading  # which begins with a section of its own

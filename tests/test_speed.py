@@ -163,17 +163,16 @@ def test_captured_steps_are_fed_and_counted_as_plain_ones(monkeypatch):
 
 def test_why_steps_are_not_captured(monkeypatch):
     run, _ = trained(CPU, steps=1)
-    options = gan.parse_options([])
     images = gan.Images(torch.from_numpy(pictures(60)), None, ())
-    assert "no CUDA GPU" in gan.why_not_captured(run, images, options)
+    assert "no CUDA GPU" in gan.why_not_captured(run, images)
     run.rng = types.SimpleNamespace(device=torch.device("cuda"))
-    assert "host memory" in gan.why_not_captured(run, images, options)
+    assert "host memory" in gan.why_not_captured(run, images)
     monkeypatch.setattr(gan, "process_count", lambda: 2)
     resident = types.SimpleNamespace(pixels=types.SimpleNamespace(device=torch.device("cuda")), other=None)
     images = types.SimpleNamespace(**vars(resident) | {"other": images})
-    assert "host memory" in gan.why_not_captured(run, images, options)
+    assert "host memory" in gan.why_not_captured(run, images)
     images = resident
-    assert "several processes" in gan.why_not_captured(run, images, options)
+    assert "several processes" in gan.why_not_captured(run, images)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,217 @@
+"""The report's vector figures, strips of samples and facts of the networks, drawn from results/ alone."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+import rollnumber_04 as gan
+from report import GAP
+
+RESULTS = Path(__file__).resolve().parent / "results"
+COLOURS = ("#2f6fb0", "#c8641b", "#3a8f4d", "#8b4fa8", "#a8323e", "#6b6b6b", "#b59a00", "#18a0a8")
+STYLE = {"font.size": 8, "svg.fonttype": "path", "axes.spines.top": False, "axes.spines.right": False}
+WIDTH = 6.5  # inches, of the text
+
+ADVERSARIAL = {"d_loss": "J(D)", "g_loss": "J(G)"}
+SCORES = {"d_real": "D's mean score on real images", "d_fake": "on generated images"}
+
+
+def facts(experiment: str) -> dict[str, Any]:
+    """What metrics.json says of an experiment."""
+    return json.loads((RESULTS / experiment / "metrics.json").read_text(encoding="utf-8"))
+
+
+def runs_of(experiment: str) -> list[str]:
+    """An experiment's runs; of those that differ in the seed only, the first."""
+    return [run for run in facts(experiment)["runs"] if "-seed-" not in run]
+
+
+def table(experiment: str, run: str) -> dict[str, np.ndarray]:
+    """The columns of a run's thinned epochs.csv; NaN where there is no value."""
+    with open(RESULTS / experiment / f"{run}.csv", newline="", encoding="utf-8") as file:
+        rows = [*csv.DictReader(file)]
+    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
+
+
+Lines = dict[str, tuple[np.ndarray, np.ndarray]]  # label: x, y
+
+
+def curves(panels: Sequence[tuple[str, Lines]], xlabel: str, height: float = 2.1) -> Figure:
+    """Panels side by side, each a title and its lines; the legend, if there is more than one line, is common."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    for axes, (title, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        for (label, (x, y)), colour in zip(lines.items(), COLOURS, strict=False):
+            known = ~np.isnan(y)
+            few = "." if known.sum() < 12 else ""
+            axes.plot(x[known], y[known], color=colour, linewidth=1.1, label=label, marker=few)
+        axes.set(title=title, xlabel=xlabel)
+        axes.grid(alpha=0.25)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(handles, labels, frameon=False, fontsize=7, loc="outside lower center", ncols=min(len(labels), 5))
+    return figure
+
+
+def of_runs(experiment: str, columns: dict[str, str], x: str = "step", runs: Sequence[str] = ()) -> Figure:
+    """A panel for each column {column: title}, in it a line for each run of an experiment."""
+    tables = {run: table(experiment, run) for run in runs or runs_of(experiment)}
+    panels = []
+    for column, title in columns.items():
+        panels.append((title, {run: (rows[x], rows[column]) for run, rows in tables.items() if column in rows}))
+    return curves(panels, "iteration" if x == "step" else x)
+
+
+def fid_panel(experiment: str, run: str) -> tuple[str, Lines]:
+    """FID over epochs, from a run's measures fid-<epoch>."""
+    measured = {key: value for key, value in facts(experiment)["runs"][run].items() if key.startswith("fid-")}
+    epochs, fids = [int(key.removeprefix("fid-")) for key in measured], [value["fid"] for value in measured.values()]
+    return "FID", {"FID": (np.array(epochs), np.array(fids))}
+
+
+def of_one(
+    experiment: str,
+    run: str,
+    panels: dict[str, dict[str, str]],
+    x: str = "epoch",
+    more: Sequence[tuple[str, Lines]] = (),
+) -> Figure:
+    """A run's curves: a panel for each title, in it the columns {label: column}; then `more` panels."""
+    rows = table(experiment, run)
+    drawn = []
+    for title, lines in panels.items():
+        drawn.append((title, {label: (rows[x], rows[column]) for label, column in lines.items()}))
+    return curves([*drawn, *more], "iteration" if x == "step" else x)
+
+
+def shares(experiments: Sequence[tuple[str, str]], judge: str) -> Figure:
+    """Bars: each class's share of the samples of (experiment, run), as a judge names them; a line at even shares."""
+    figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(experiments)
+    for i, ((experiment, run), colour) in enumerate(zip(experiments, COLOURS, strict=False)):
+        found = facts(experiment)["runs"][run][f"judged by {judge}"]["share of each class"]
+        label = experiment if run == experiment else f"{experiment}, {run}"
+        axes.bar(np.arange(len(found)) + i * width, found.values(), width, color=colour, label=label)
+        axes.set_xticks(np.arange(len(found)) + 0.4 - width / 2, found)
+    axes.axhline(1 / len(found), color="black", linewidth=0.6)
+    axes.set(xlabel="digit", ylabel="share of the samples")
+    figure.legend(frameon=False, fontsize=7, ncols=len(experiments), loc="outside upper center")
+    return figure
+
+
+def confusion(experiment: str, run: str) -> Figure:
+    """A head's confusion matrix, shares of each true class."""
+    with open(RESULTS / experiment / f"{run}-confusion_matrix.csv", newline="", encoding="utf-8") as file:
+        (_, *names), *rows = csv.reader(file)
+    counts = np.array([[int(value) for value in row[1:]] for row in rows])
+    part = counts / counts.sum(1, keepdims=True)
+    figure = Figure(figsize=(3.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(part, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), share in np.ndenumerate(part):
+        colour = "white" if share > 0.5 else "black"
+        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=6)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="true, per cent of each")
+    return figure
+
+
+def networks() -> dict[str, Any]:
+    """The default networks' layers, their parameters and the sizes of what they give: for the drawing of them."""
+    drawn = {}
+    for name, network, given in (
+        ("generator", gan.Generator(), torch.zeros(2, 100)),
+        ("discriminator", gan.Discriminator(classes=[f"{i}" for i in range(10)]), torch.zeros(2, 3, 32, 32)),
+    ):
+        steps: list[dict[str, Any]] = []
+
+        def note(layer: nn.Module, _: Any, output: torch.Tensor, steps: list[dict[str, Any]] = steps) -> None:
+            size = "×".join(map(str, output.shape[1:]))
+            steps.append({"layer": type(layer).__name__, "size": size, "parameters": gan.count_parameters(layer)})
+
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                layer.register_forward_hook(note)
+        if isinstance(network, gan.Discriminator):
+            network.judge(given)
+            head = gan.count_parameters(network.head)
+        else:
+            network(given)
+            head = 0
+        drawn[name] = {"layers": steps, "parameters": gan.count_parameters(network) - head, "head": head}
+    return drawn
+
+
+def strips(experiment: str, rows: int, columns: int) -> dict[str, Image.Image]:
+    """The first rows of each run's last samples, a sheet of eight rows, cut out of samples.png."""
+    runs = [*facts(experiment)["runs"]]
+    with Image.open(RESULTS / experiment / "samples.png") as picture:
+        width = (picture.width + GAP) // len(runs)
+        tile = (width - GAP - 2) // columns
+        top = picture.height - (8 * tile + 2)
+        found = {}
+        for i, run in enumerate(runs):
+            box = (i * width, top, i * width + columns * tile + 2, top + rows * tile + 2)
+            strip = picture.crop(box).convert("RGB")
+            found[run] = strip.resize((strip.width // 2, strip.height // 2), Image.Resampling.NEAREST)  # sheets are 2:1
+        return found
+
+
+STRIPS = {  # rows and columns of tiles; CycleGAN's are three threes and the gaps between them
+    "mnist-conv": (1, 8),
+    "emoji": (2, 8),
+    "emoji-ls": (8, 8),
+    "emoji-ls-gp": (8, 8),
+    "cyclegan": (3, 12),
+}
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "task1-losses": lambda: of_one("task1", "default", {"J(D)": {"D": "d_loss"}, "J(G)": {"G": "g_loss"}}, "step"),
+    "task1-scores": lambda: of_one(
+        "task1",
+        "default",
+        {"D's mean scores": {"on real images": "d_real", "on generated images": "d_fake"}},
+        more=[fid_panel("task1", "default")],
+    ),
+    "multitask-losses": lambda: of_runs("multitask", ADVERSARIAL, "epoch"),
+    "multitask-scores": lambda: of_runs("multitask", SCORES, "epoch"),
+    "multitask-head": lambda: of_one(
+        "multitask",
+        "with",
+        {
+            "cross-entropy J(C)": {"training": "class_loss", "test": "val_class_loss"},
+            "accuracy": {"training": "accuracy", "test": "val_accuracy"},
+        },
+    ),
+    "multitask-confusion": lambda: confusion("multitask", "with"),
+    "digits": lambda: shares(
+        [("mnist-bce", "mnist-bce"), ("mnist-blocks", "mnist-blocks"), ("mnist-conv", "plain"), ("mnist-conv", "r1")],
+        "judges/mnist",
+    ),
+    "mnist-conv-losses": lambda: of_runs("mnist-conv", ADVERSARIAL),
+    "mnist-conv-scores": lambda: of_runs("mnist-conv", SCORES),
+    "emoji-scores": lambda: of_runs("emoji", SCORES),
+    "cyclegan-losses": lambda: of_runs(
+        "cyclegan", {"cycle_loss": "cycle loss, training images", "test_cycle": "on test images"}
+    ),
+}
+
+
+def draw_all(folder: Path) -> None:
+    """Write all figures as SVG, the strips of samples as PNG, and networks.json, into a folder."""
+    with matplotlib.rc_context(STYLE):
+        for name, figure in FIGURES.items():
+            figure().savefig(folder / f"{name}.svg")
+    for experiment, (rows, columns) in STRIPS.items():
+        for run, strip in strips(experiment, rows, columns).items():
+            strip.save(folder / f"{experiment}-{run}.png")
+    (folder / "networks.json").write_text(json.dumps(networks()), encoding="utf-8")
