@@ -45,9 +45,9 @@ def table(experiment: str, run: str) -> dict[str, np.ndarray]:
 Lines = dict[str, tuple[np.ndarray, np.ndarray]]  # label: x, y
 
 
-def curves(panels: Sequence[tuple[str, Lines]], xlabel: str, height: float = 2.1) -> Figure:
+def curves(panels: Sequence[tuple[str, Lines]], xlabel: str) -> Figure:
     """Panels side by side, each a title and its lines; the legend, if there is more than one line, is common."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.1), layout="constrained")
     for axes, (title, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         for (label, (x, y)), colour in zip(lines.items(), COLOURS, strict=False):
             known = ~np.isnan(y)
@@ -61,9 +61,9 @@ def curves(panels: Sequence[tuple[str, Lines]], xlabel: str, height: float = 2.1
     return figure
 
 
-def of_runs(experiment: str, columns: dict[str, str], x: str = "step", runs: Sequence[str] = ()) -> Figure:
+def of_runs(experiment: str, columns: dict[str, str], x: str = "step") -> Figure:
     """A panel for each column {column: title}, in it a line for each run of an experiment."""
-    tables = {run: table(experiment, run) for run in runs or runs_of(experiment)}
+    tables = {run: table(experiment, run) for run in runs_of(experiment)}
     panels = []
     for column, title in columns.items():
         panels.append((title, {run: (rows[x], rows[column]) for run, rows in tables.items() if column in rows}))
