@@ -678,7 +678,7 @@ def paths(argv: Sequence[str]) -> dict[str, Any]:
         pairs = pairs if options.all_pairs else [*dict.fromkeys([*pairs[:2], *pairs[-2:]])]
     inception = gan.Inception(options.inception_weights, gan.choose_device(options.device))
     found = []
-    for pair in pairs:
+    for number, pair in enumerate(pairs, 1):
         title = "-".join(names[i] for i in pair)
         images = path_images(generator, pair, options.alphas, options.samples, options.seed, options.truncation)
         flat = images.reshape(-1, *images.shape[2:])
@@ -689,7 +689,8 @@ def paths(argv: Sequence[str]) -> dict[str, Any]:
         rows = images[:, : options.rows].swapaxes(0, 1)
         stream = io.BytesIO()
         gan.sheet(rows.reshape(-1, *images.shape[2:]), options.alphas).save(stream, "PNG")
-        gan.save_output("--out", options.out / f"{'-'.join(map(str, pair))}-{safe_name(title)}.png", stream.getvalue())
+        name = f"{number:0{len(str(len(pairs)))}}-{safe_name(title)}.png"  # so that a listing begins with the nearest
+        gan.save_output("--out", options.out / name, stream.getvalue())
     save_table(options.out / "paths.csv", found)
     say(f"{'pair':30} cosine distance        PPL   detour   largest step")
     for row in found:

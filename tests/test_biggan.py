@@ -291,6 +291,7 @@ def test_paths_are_measured(model, tmp_path, weights, early, capsys):
     assert "rank correlation" not in capsys.readouterr().out
     assert biggan.main([*words, str(tmp_path / "all"), "--all-pairs"]) == 0
     assert len([*(tmp_path / "all").glob("*.png")]) == 10
+    assert [sheet.stem.split("-", 1) for sheet in sheets] == [[f"{i}", row["pair"]] for i, row in enumerate(rows, 1)]
     assert "rank correlation of the distance with PPL" in capsys.readouterr().out
     assert biggan.main([*words, str(tmp_path / "again"), "--all-pairs", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
