@@ -2089,9 +2089,10 @@ def troubles(epochs: list[dict[str, Any]], options: argparse.Namespace) -> list[
         if loss == "bce" and smoothing:
             least = -0.5 * (smoothing * math.log(smoothing) + (1 - smoothing) * math.log(1 - smoothing))
         if all(row["d_loss"] - least < d_undecided / 10 and row["g_loss"] > 2 * g_undecided for row in recent):
-            found.append("D has won and teaches G next to nothing: try a lower --lr-d or a higher --lr-g")
+            penalty = "--penalty zero-gp, " if options.penalty == "none" else ""
+            found.append(f"D has won and teaches G little: try {penalty}a lower --lr-d or a higher --lr-g")
     if all(row["diversity"] < COLLAPSED for row in recent):
-        found.append("the samples hardly differ, G has collapsed: try lower --lr-g and --lr-d or another --seed")
+        found.append("the samples hardly differ, G has collapsed: try a lower --lr-g, a higher --lr-d, more --d-steps")
     return found
 
 

@@ -689,7 +689,7 @@ def paths(argv: Sequence[str]) -> dict[str, Any]:
         rows = images[:, : options.rows].swapaxes(0, 1)
         stream = io.BytesIO()
         gan.sheet(rows.reshape(-1, *images.shape[2:]), options.alphas).save(stream, "PNG")
-        name = f"{number:0{len(str(len(pairs)))}}-{safe_name(title)}.png"  # so that a listing begins with the nearest
+        name = f"{number:0{len(str(len(pairs)))}}-{safe_name(title)}.png"  # a listing has their order
         gan.save_output("--out", options.out / name, stream.getvalue())
     save_table(options.out / "paths.csv", found)
     say(f"{'pair':30} cosine distance        PPL   detour   largest step")

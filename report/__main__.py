@@ -121,7 +121,7 @@ def complete(out: Path, words: str, deadline: float) -> None:
     try:
         status = process.wait(None if deadline == np.inf else max(0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # not SIGINT, to which background jobs of a shell are deaf
         process.wait()
         sys.exit(f"the budget is spent; the same command goes on with {out}")
     if status:

@@ -168,11 +168,15 @@ def strips(experiment: str, rows: int, columns: int) -> dict[str, Image.Image]:
 
 
 STRIPS = {  # rows and columns of tiles; CycleGAN's are three threes and the gaps between them
+    "mnist-bce": (2, 8),
+    "mnist-blocks": (2, 8),
     "mnist-conv": (1, 8),
+    "collapse": (2, 8),
     "emoji": (2, 8),
     "emoji-ls": (8, 8),
     "emoji-ls-gp": (8, 8),
     "cyclegan": (3, 12),
+    "recipe": (2, 8),
 }
 FIGURES: dict[str, Callable[[], Figure]] = {
     "task1-losses": lambda: of_one("task1", "default", {"J(D)": {"D": "d_loss"}, "J(G)": {"G": "g_loss"}}, "step"),
