@@ -1,12 +1,15 @@
 """What the tests share: the script as a module and as a command, and small data sets in the layouts that users have."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test process a core, instead of two threads that wait for each other
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job; these tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest
