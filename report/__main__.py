@@ -2,16 +2,18 @@
 
     python -m report run                     # all that have no result yet
     python -m report run NAME… --budget 60   # these, again if need be, for at most an hour; the next call goes on
-    python -m report run --scale gpu         # longer sweeps, three seeds, more samples: as experiments.toml says
+    python -m report run --scale gpu --jobs 6    # longer sweeps, three seeds, more samples, six runs at a time
     python -m report run --inception-weights FILE    # for the FIDs among them, where there is no network
     python -m report build                   # Report.pdf, from results/ alone
 
 A run's folder is runs/report/<experiment>/<run>. One that was interrupted is resumed, one that is whole is only read.
 Two experiments may share a run: the second says "@<experiment>/<run>" in the place of its command. An experiment
-without runs has commands that measure or draw something else, once.
+without runs has commands that measure or draw something else, once. What runs print that have others beside them is
+in runs/report/<experiment>/<run>.txt.
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import importlib
@@ -23,8 +25,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +39,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import rollnumber_04 as gan
-from report import GAP
+from report import GAP, SEED
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "report" / "experiments.toml"
@@ -71,11 +76,12 @@ def load_experiments(scale: str = "cpu") -> dict[str, Any]:
             "folder": RUNS.with_name(RUNS.name + ("" if scale == "cpu" else f"-{scale}")) / name,
             "scale": {key: value for key, value in numbers.items() if any(f"{{{key}}}" in line for line in commands)},
             "measures": {measure: filled(line, numbers["seed"][0]) for measure, line in measures.items()},
+            "sheets": [int(filled(str(number), numbers["seed"][0])) for number in experiment.get("sheets", ())],
             "runs": {},
         }
         for run, command in runs.items():
             for seed in seeds_of(command):
-                mark = "" if seed == numbers["seed"][0] else f"-seed-{seed}"
+                mark = "" if seed == numbers["seed"][0] else f"{SEED}{seed}"
                 experiment["runs"][run + mark] = command + mark if command.startswith("@") else filled(command, seed)
     return experiments
 
@@ -107,8 +113,29 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     return [{name: float(row[name] or "nan") for name in names} for row in rows]
 
 
-def complete(out: Path, words: str, deadline: float) -> None:
-    """Bring a run to its end, from where it is; raises SystemExit if it fails or the time is up."""
+def each(work: Callable, items: Iterable[tuple], jobs: int) -> list:
+    """What work(*item) gives for each item, `jobs` at a time; after a failure or Ctrl-C none of the others is begun."""
+    over = threading.Event()
+
+    def unless_over(*item: Any) -> Any:
+        try:
+            return None if over.is_set() else work(*item)
+        except BaseException:
+            over.set()
+            raise
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            return [future.result() for future in [pool.submit(unless_over, *item) for item in items]]
+        finally:
+            over.set()
+
+
+def complete(out: Path, words: str, deadline: float, alone: bool = True) -> None:
+    """Bring a run to its end, from where it is; raises SystemExit if it fails or the time is up.
+
+    If it is not alone, what it prints goes into a file beside its folder.
+    """
     if (out / "epochs.csv").exists():
         rows, options = read_rows(out / "epochs.csv"), parsed(words)
         unit, asked = ("step", options.iterations) if options.iterations else ("epoch", options.epochs)
@@ -117,7 +144,9 @@ def complete(out: Path, words: str, deadline: float) -> None:
     begun = (out / "checkpoints" / "last.pt").exists()
     start, given = program(words)
     line = [sys.executable, *start, *(["--resume"] if begun else given), "--out", str(out)]
-    process = subprocess.Popen(line, cwd=ROOT)  # where the experiments' paths begin
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.nullcontext() if alone else open(out.parent / f"{out.name}.txt", "a", encoding="utf-8") as said:
+        process = subprocess.Popen(line, cwd=ROOT, stdout=said, stderr=said)  # where the experiments' paths begin
     try:
         status = process.wait(None if deadline == np.inf else max(0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -210,12 +239,22 @@ def measured_by(command: str, name: str, out: Path, inception: str, deadline: fl
     return found
 
 
-def spectrum(out: Path, count: int) -> np.ndarray:
-    """The mean power of each spatial frequency in `count` grey samples of seed 0, S×S, frequency 0 in the middle."""
-    samples = gan.load_generator(out / "generator.safetensors").generate(count).astype(np.float64) / 127.5 - 1
-    grey = samples.mean(3) if samples.ndim == 4 else samples
-    power = np.abs(np.fft.fft2(grey, norm="ortho")) ** 2
+def spectrum(images: np.ndarray) -> np.ndarray:
+    """The mean power of each spatial frequency in grey uint8 images N×S×S[×C], S×S, frequency 0 in the middle."""
+    scaled = images.reshape(*images.shape[:3], -1) / 127.5 - 1
+    power = np.abs(np.fft.fft2(scaled.mean(3), norm="ortho")) ** 2
     return np.fft.fftshift(power.mean(0))
+
+
+def spectra(out: Path, words: str, count: int) -> dict[str, np.ndarray]:
+    """Such powers in training images, in samples of seed 0 by G's average, and in those by G's last weights."""
+    generator = gan.load_generator(out / "generator.safetensors")
+    averaged = generator.generate(count)
+    generator.load_state_dict(gan.load_checkpoint(out / "checkpoints" / "last.pt")["networks"]["generator"])
+    images = gan.load_images(ROOT / parsed(words).data, image_size=generator.architecture["image_size"])
+    some, _ = gan.real_sample(images, count)
+    found = {"images": some.numpy(), "average": averaged, "last-weights": generator.generate(count)}
+    return {name: spectrum(pixels) for name, pixels in found.items()}
 
 
 def sample_sheet(folder: Path, number: int) -> Path:
@@ -246,6 +285,11 @@ def side_by_side(folders: dict[str, Path], epochs: list[int]) -> Image.Image:
     return whole
 
 
+def without_seeds(outs: dict[str, Path]) -> dict[str, Path]:
+    """The folders of runs, of those that differ in the seed alone the first's."""
+    return {run_name: out for run_name, out in outs.items() if SEED not in run_name}
+
+
 def located(name: str, run_name: str, everything: dict[str, Any]) -> tuple[Path, str]:
     """The folder and the command of an experiment's run, which may be another experiment's: @NAME/RUN."""
     words = everything[name]["runs"][run_name]
@@ -267,31 +311,31 @@ def example_sheet(data: str, rows: int) -> Image.Image:
     return gan.sheet(pixels[..., 0] if pixels.shape[3] == 1 else pixels, columns)
 
 
-def run(name: str, everything: dict[str, Any], deadline: float, inception: str = "") -> None:
-    """Complete an experiment's runs and write its facts to results/<name>/."""
+def run(name: str, everything: dict[str, Any], deadline: float, inception: str = "", jobs: int = 1) -> None:
+    """Complete an experiment's runs, `jobs` at a time, and write its facts to results/<name>/."""
     experiment, results = everything[name], RESULTS / name
     facts: dict[str, dict[str, Any]] = {}
-    outs: dict[str, Path] = {}
-    for run_name in experiment["runs"]:
-        outs[run_name], words = located(name, run_name, everything)
-        complete(outs[run_name], words, deadline)
+    places = {run_name: located(name, run_name, everything) for run_name in experiment["runs"]}
+    each(complete, [(*place, deadline, jobs == 1) for place in places.values()], jobs)
+    for run_name, (out, words) in places.items():
         start, given = program(words)
-        facts[run_name] = {"command": shlex.join(["python", *start, *given]), **measure(outs[run_name], words)}
+        facts[run_name] = {"command": shlex.join(["python", *start, *given]), **measure(out, words)}
+    outs = {run_name: out for run_name, (out, _) in places.items()}
     if "judge" in experiment:
         judging_run, count = experiment["judge"]["run"], experiment["judge"]["samples"]
         classifier, words = located(*judging_run.split("/"), everything)
         complete(classifier, words, deadline)
-        for run_name, out in outs.items():
-            recipe = recipe_of(located(name, run_name, everything)[1])
-            said = judge(out, recipe, classifier / "discriminator.safetensors", count)
+        for run_name, (out, words) in places.items():
+            said = judge(out, recipe_of(words), classifier / "discriminator.safetensors", count)
             facts[run_name][f"judged by {judging_run}"] = said
     metrics: dict[str, Any] = {"question": experiment["question"], "scale": experiment["scale"], "runs": facts}
     targets = outs or {"": experiment["folder"]}
     for measure_name, command in experiment["measures"].items():
-        for run_name, out in targets.items():
-            facts.get(run_name, metrics)[measure_name] = measured_by(command, measure_name, out, inception, deadline)
+        asked = [(command, measure_name, out, inception, deadline) for out in targets.values()]
+        for run_name, found in zip(targets, each(measured_by, asked, jobs), strict=True):
+            facts.get(run_name, metrics)[measure_name] = found
     results.mkdir(parents=True, exist_ok=True)
-    for run_name, out in targets.items():
+    for run_name, out in without_seeds(targets).items():
         stem = f"{run_name}-" if run_name else ""
         for picture, command in experiment.get("pictures", {}).items():
             printed_by(typed(command, inception, out=out, picture=results / f"{stem}{picture}.png"), deadline)
@@ -299,7 +343,8 @@ def run(name: str, everything: dict[str, Any], deadline: float, inception: str =
             for path in out.glob(pattern):
                 (results / f"{stem}{path.name}").write_bytes(path.read_bytes())
         if "spectrum" in experiment:
-            np.savetxt(results / f"{stem}spectrum.csv", spectrum(out, experiment["spectrum"]), "%.5g", ",")
+            for what, power in spectra(*places[run_name], experiment["spectrum"]).items():
+                np.savetxt(results / f"{stem}spectrum-of-{what}.csv", power, "%.5g", ",")
     for set_name, data in experiment.get("examples", {}).items():
         example_sheet(data, rows=6).save(results / f"{set_name}.png", optimize=True)
     if outs:
@@ -309,9 +354,10 @@ def run(name: str, everything: dict[str, Any], deadline: float, inception: str =
 
 
 def keep_course(outs: dict[str, Path], epochs: list[int], results: Path) -> None:
-    """Write the course of runs: their tables, thinned, and their samples side by side."""
+    """Write the course of runs: their tables, thinned, and the samples of the first of their seeds, side by side."""
     for run_name, out in outs.items():
         write_thinned(results / f"{run_name}.csv", read_rows(out / "epochs.csv"))
+    outs = without_seeds(outs)
     kinds = {path.parent.relative_to(path.parents[2]) for out in outs.values() for path in out.glob("samples/*/*.png")}
     for kind in (Path("samples"), *sorted(kinds)):  # samples/, samples/y_to_x/
         sheets = side_by_side({run_name: out / kind for run_name, out in outs.items()}, epochs)
@@ -354,6 +400,7 @@ def main() -> int:
     command.add_argument("names", nargs="*", metavar="NAME", help=names)
     command.add_argument("--budget", type=float, default=np.inf, metavar="MINUTES", help="stop after so long")
     command.add_argument("--scale", choices=("cpu", "gpu"), default="cpu", help="of the sweeps (cpu)")
+    command.add_argument("--jobs", type=gan.whole(1, 64), default=1, metavar="N", help="runs at a time (1), for a GPU")
     command.add_argument("--inception-weights", type=Path, metavar="FILE", help="fetched by torch-fidelity if left out")
     commands.add_parser("build", help="write Report.pdf from the facts")
     options = parser.parse_args()
@@ -370,7 +417,7 @@ def run_asked(options: argparse.Namespace) -> None:
     weights = options.inception_weights
     inception = shlex.join(["--inception-weights", str(weights.resolve())]) if weights else ""
     for name in options.names or [name for name in experiments if not has_results(name, experiments[name])]:
-        run(name, experiments, deadline, inception)
+        run(name, experiments, deadline, inception, options.jobs)
 
 
 def has_results(name: str, experiment: dict[str, Any]) -> bool:

@@ -3,6 +3,8 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import rollnumber_04 as gan
-from report import GAP
+from report import GAP, SEED
 
 RESULTS = Path(__file__).resolve().parent / "results"
 COLOURS = ("#2f6fb0", "#c8641b", "#3a8f4d", "#8b4fa8", "#a8323e", "#6b6b6b", "#b59a00", "#18a0a8")
@@ -32,7 +34,7 @@ def facts(experiment: str) -> dict[str, Any]:
 
 def runs_of(experiment: str) -> list[str]:
     """An experiment's runs; of those that differ in the seed only, the first."""
-    return [run for run in facts(experiment)["runs"] if "-seed-" not in run]
+    return [run for run in facts(experiment)["runs"] if SEED not in run]
 
 
 def table(experiment: str, run: str) -> dict[str, np.ndarray]:
@@ -152,9 +154,49 @@ def networks() -> dict[str, Any]:
     return drawn
 
 
+def spectra(experiment: str) -> Figure:
+    """The power of samples over that of training images at each spatial frequency, a map for each run and weights."""
+    figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
+    runs = runs_of(experiment)
+    panels = figure.subplots(1, 2 * len(runs), sharey=True)
+    for axes, (run, weights) in zip(panels, product(runs, ("average", "last-weights")), strict=True):
+        of_samples, of_images = (
+            np.loadtxt(RESULTS / experiment / f"{run}-spectrum-of-{what}.csv", delimiter=",")
+            for what in (weights, "images")
+        )
+        ratio = np.log10(of_samples / of_images)
+        half = 0.5 + 0.5 / len(ratio)  # frequencies from -1/2 to just below 1/2, each in the middle of its square
+        place = (-half, 1 - half, 1 - half, -half)
+        drawn = axes.imshow(ratio, cmap="RdBu_r", vmin=-1.5, vmax=1.5, extent=place)
+        axes.set(title=f"{run}, {weights.replace('-', ' ')}", xlabel="cycles a pixel", xticks=(-0.5, -0.25, 0, 0.25))
+    figure.colorbar(drawn, ax=panels, label="log10 of the ratio")
+    return figure
+
+
+def classes_between(experiment: str, run: str) -> Figure:
+    """The length of the paths between two classes over their distance; FID, precision and recall by truncation."""
+    found = facts(experiment)["runs"][run]
+    figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
+    pairs_axes, fid_axes, trade_axes = figure.subplots(1, 3)
+    pairs = found["paths"]["pairs"]
+    pairs_axes.plot([pair["cosine distance"] for pair in pairs], [pair["ppl"] for pair in pairs], ".", color=COLOURS[0])
+    pairs_axes.set(title="pairs of classes", xlabel="cosine distance", ylabel="perceptual path length")
+    rows = found["truncation"]["figures"]
+    labels = [f"{row['truncation']:g}" if row["truncation"] else "none" for row in rows]
+    fid_axes.plot(labels, [row["fid"] for row in rows], ".-", color=COLOURS[0], linewidth=1.1)
+    fid_axes.set(title="FID", xlabel="truncation")
+    for name, colour in zip(("precision", "recall"), COLOURS, strict=False):
+        trade_axes.plot(labels, [row[name] for row in rows], ".-", color=colour, linewidth=1.1, label=name)
+    trade_axes.set(title="precision and recall", xlabel="truncation")
+    trade_axes.legend(frameon=False, fontsize=7)
+    for axes in figure.axes:
+        axes.grid(alpha=0.25)
+    return figure
+
+
 def strips(experiment: str, rows: int, columns: int) -> dict[str, Image.Image]:
     """The first rows of each run's last samples, a sheet of eight rows, cut out of samples.png."""
-    runs = [*facts(experiment)["runs"]]
+    runs = runs_of(experiment)
     with Image.open(RESULTS / experiment / "samples.png") as picture:
         width = (picture.width + GAP) // len(runs)
         tile = (width - GAP - 2) // columns
@@ -176,8 +218,9 @@ STRIPS = {  # rows and columns of tiles; CycleGAN's are three threes and the gap
     "emoji-ls": (8, 8),
     "emoji-ls-gp": (8, 8),
     "cyclegan": (3, 12),
-    "recipe": (2, 8),
 }
+SWEEPS = ("recipe",)
+STRIPS |= dict.fromkeys(SWEEPS, (2, 8))
 FIGURES: dict[str, Callable[[], Figure]] = {
     "task1-losses": lambda: of_one("task1", "default", {"J(D)": {"D": "d_loss"}, "J(G)": {"G": "g_loss"}}, "step"),
     "task1-scores": lambda: of_one(
@@ -208,6 +251,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         "cyclegan", {"cycle_loss": "cycle loss, training images", "test_cycle": "on test images"}
     ),
 }
+FIGURES |= {f"{name}-losses": partial(of_runs, name, ADVERSARIAL, "epoch") for name in SWEEPS[1:]}
 
 
 def draw_all(folder: Path) -> None:

@@ -8,10 +8,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ from conftest import TOY, pictures, save_all
 from PIL import Image
 
 import rollnumber_04 as gan
+from report import GAP, figures
 from report import __main__ as report
-from report import figures
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])
@@ -56,30 +57,41 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
     for split, count in (("train", 24), ("test", 8)):
         for seed, name in enumerate(("cat", "dog")):
             save_all(pictures(count, seed=seed), tmp_path / "data" / split / name)
-    words = shlex.join([*TOY, "--data", str(tmp_path / "data"), "--epochs", "2", "--seed", "1"])
-    runs = {"without": words, "with": words + " --multitask"}
+    words = shlex.join([*TOY, "--data", str(tmp_path / "data"), "--epochs", "2", "--seed"])
+    runs = {"without": words + " {seed}", "with": words + " 1 --multitask"}
     (tmp_path / "experiments.toml").write_text(
-        "[scales]\ncpu = { epochs = 2, seed = [1] }\n"
+        "[scales]\ncpu = { epochs = 2, seed = [1, 2] }\n"
         "[toy]\nquestion = '?'\nsheets = [1, 2]\njudge = { run = 'toy/with', samples = 200 }\n"
         "keep = ['weights/generator_epoch_0000.png']\nspectrum = 20\n[toy.runs]\n"
         + "".join(f'{name} = "{line}"\n' for name, line in runs.items())
     )
     for name in ("EXPERIMENTS", "RESULTS", "RUNS"):
         monkeypatch.setattr(report, name, tmp_path / {"EXPERIMENTS": "experiments.toml"}.get(name, name))
-    monkeypatch.setattr("sys.argv", ["report", "run"])
+    monkeypatch.setattr("sys.argv", ["report", "run", "--jobs", "2"])
     assert report.main() == 0
     results = tmp_path / "RESULTS" / "toy"
+    runs = {"without": words + " 1", "without-seed-2": words + " 2", "with": words + " 1 --multitask"}
+    for run in runs:  # had each other beside them
+        assert "6 steps" in (tmp_path / "RUNS" / "toy" / f"{run}.txt").read_text()
     kept = {"metrics.json", "samples.png", "with-confusion_matrix.csv"}
-    kept |= {f"{run}{part}" for run in runs for part in (".csv", "-generator_epoch_0000.png", "-spectrum.csv")}
+    kept |= {f"{run}.csv" for run in runs}
+    whats = ("average", "last-weights", "images")
+    parts = ("generator_epoch_0000.png", *(f"spectrum-of-{what}.csv" for what in whats))
+    kept |= {f"{run}-{part}" for run in ("without", "with") for part in parts}
     assert {path.name for path in results.iterdir()} == kept
-    power = np.loadtxt(results / "with-spectrum.csv", delimiter=",")
-    samples = gan.load_generator(tmp_path / "RUNS/toy/with/generator.safetensors").generate(20) / 127.5 - 1
-    assert power.shape == (8, 8)
-    assert power.sum() == pytest.approx((samples.mean(3) ** 2).sum() / 20, rel=1e-3)  # Parseval
-    assert power[4, 4] == pytest.approx((samples.mean((1, 2, 3)) ** 2).mean() * 64, rel=1e-3)
+    generator = gan.load_generator(tmp_path / "RUNS/toy/with/generator.safetensors")
+    averaged = generator.generate(20)
+    saved = gan.load_checkpoint(tmp_path / "RUNS/toy/with/checkpoints/last.pt")
+    generator.load_state_dict(saved["networks"]["generator"])
+    shown = (averaged, generator.generate(20), gan.real_sample(gan.load_images(tmp_path / "data"), 20)[0].numpy())
+    for what, images in zip(whats, shown, strict=True):
+        power, images = np.loadtxt(results / f"with-spectrum-of-{what}.csv", delimiter=","), images / 127.5 - 1
+        assert power.shape == (8, 8)
+        assert power.sum() == pytest.approx((images.mean(3) ** 2).sum() / 20, rel=1e-3)  # Parseval
+        assert power[4, 4] == pytest.approx((images.mean((1, 2, 3)) ** 2).mean() * 64, rel=1e-3)
     facts = json.loads((results / "metrics.json").read_text())["runs"]
     assert facts["with"]["command"] == f"python rollnumber_04.py {runs['with']}"
-    assert facts["without"]["seed"] == 1
+    assert [facts[run]["seed"] for run in runs] == [1, 2, 1]
     judged = facts["without"]["judged by toy/with"]
     assert judged["samples"] == 200
     assert sum(judged["share of each class"].values()) == pytest.approx(1)
@@ -90,8 +102,11 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
     assert facts["with"]["val_accuracy, last epoch"] == float(epochs[-1]["val_accuracy"])
     with open(results / "with.csv", newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == [row["step"] for row in epochs]
-    with Image.open(results / "samples.png") as image:
-        assert image.width > 2 * Image.open(tmp_path / "RUNS/toy/with/samples/epoch_0002.png").width
+    with (
+        Image.open(results / "samples.png") as image,
+        Image.open(tmp_path / "RUNS/toy/with/samples/epoch_0002.png") as one,
+    ):
+        assert image.width == 2 * one.width + GAP  # the second seed is left out
 
     capfd.readouterr()
     assert report.main() == 0  # everything has a result
@@ -156,23 +171,36 @@ def test_figures_show_what_the_results_say(tmp_path, monkeypatch):
     assert [line.get_ydata().tolist() for line in real.lines] == [[1, 2, 3], [2, 3, 4]]
     assert [line.get_xydata().tolist() for line in fake.lines] == [[[10, -1], [30, -3]]] * 2
 
+    for run in runs:
+        for i, what in enumerate(("images", "average", "last-weights")):
+            power = np.full((8, 8), 10.0**i)
+            np.savetxt(tmp_path / "toy" / f"{run}-spectrum-of-{what}.csv", power, delimiter=",")
+    maps = figures.spectra("toy").axes[:4]
+    titles = [f"{run}, {weights}" for run in runs for weights in ("average", "last weights")]
+    assert [axes.get_title() for axes in maps] == titles
+    assert [np.unique(axes.images[0].get_array()).tolist() for axes in maps] == [[1], [2]] * 2
+    left, right, *_ = maps[0].images[0].get_extent()
+    assert (left + 0.5 / 8, right - 0.5 / 8) == pytest.approx((-0.5, 0.375))  # the first and the last frequency
+
 
 def test_a_scale_fills_the_places_of_its_numbers(tmp_path, monkeypatch):
     (tmp_path / "experiments.toml").write_text(
         "[scales]\ncpu = { epochs = 2, samples = 20, seed = [5] }\n"
         "gpu = { epochs = 9, samples = 70, seed = [5, 6] }\n"
-        "[a]\nmeasures = { fid = 'evaluate {out} --samples {samples} {inception}' }\n"
+        "[a]\nsheets = [1, '{epochs}']\nmeasures = { fid = 'evaluate {out} --samples {samples} {inception}' }\n"
         "[a.runs]\nx = '--epochs {epochs} --seed {seed}'\ny = '--epochs 3'\n[b.runs]\nz = '@a/x'\nw = '@a/y'\n"
     )
     monkeypatch.setattr(report, "EXPERIMENTS", tmp_path / "experiments.toml")
     small = report.load_experiments()
     assert small["a"]["scale"] == {"epochs": 2, "samples": 20, "seed": [5]}
+    assert small["a"]["sheets"] == [1, 2]
     assert small["b"]["scale"] == {}
     assert small["a"]["runs"] == {"x": "--epochs 2 --seed 5", "y": "--epochs 3"}
     assert small["a"]["measures"] == {"fid": "evaluate {out} --samples 20 {inception}"}
     assert report.located("b", "z", small) == (report.RUNS / "a" / "x", "--epochs 2 --seed 5")
     large = report.load_experiments("gpu")
     assert large["a"]["scale"] == {"epochs": 9, "samples": 70, "seed": [5, 6]}
+    assert large["a"]["sheets"] == [1, 9]
     assert large["a"]["runs"] == {"x": "--epochs 9 --seed 5", "x-seed-6": "--epochs 9 --seed 6", "y": "--epochs 3"}
     other = report.RUNS.with_name("report-gpu") / "a"  # so that a scale's runs are not taken for another's
     assert report.located("b", "z-seed-6", large) == (other / "x-seed-6", "--epochs 9 --seed 6")
@@ -245,6 +273,39 @@ def test_an_experiment_without_runs_measures_and_draws_once(tmp_path, monkeypatc
         assert (np.asarray(sheet)[2:66, 2:66] == first).all()
 
 
+def test_a_run_whose_time_is_up_is_stopped_and_can_go_on(tmp_path):
+    data = save_all(pictures(24), tmp_path / "data" / "cat").parent
+    words = shlex.join([*TOY, "--data", str(data), "--epochs", "1000000", "--seed", "1"])
+    out = tmp_path / "run"
+
+    class AfterThreeEpochs(float):
+        def __sub__(self, _):
+            while not (out / "epochs.csv").exists() or (out / "epochs.csv").read_text().count("\n") < 4:
+                time.sleep(0.05)
+            return 0.0  # seconds left
+
+    with pytest.raises(SystemExit, match="the budget is spent; the same command goes on with"):
+        report.complete(out, words, AfterThreeEpochs())
+    reached = report.read_rows(out / "epochs.csv")[-1]["step"]
+    assert gan.load_checkpoint(out / "checkpoints" / "last.pt")["step"] >= reached >= 9
+
+
+def test_after_a_failure_nothing_more_is_begun():
+    begun = []
+
+    def work(number):
+        begun.append(number)
+        if number == 1:
+            sys.exit("the second failed")
+        time.sleep(0.1)
+        return -number
+
+    with pytest.raises(SystemExit, match="the second failed"):
+        report.each(work, [(number,) for number in range(50)], 1)
+    assert begun == [0, 1]
+    assert report.each(work, [(number,) for number in range(5, 9)], 3) == [-5, -6, -7, -8]
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_of_a_preset_goes_on(tmp_path):
     data = save_all(pictures(40)[..., 0], tmp_path / "data")
@@ -268,29 +329,64 @@ def test_long_tables_are_thinned(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory) -> tuple[pypdf.PdfReader, list[dict]]:
-    """The report, built from the kept results, and the measured numbers in it."""
+def built(tmp_path_factory) -> tuple[pypdf.PdfReader, Path]:
+    """The report, built from the kept results, and a copy of its source with the figures drawn into `figures/`."""
     folder = tmp_path_factory.mktemp("report")
     report.build(folder / "Report.pdf")
-    with tempfile.TemporaryDirectory(dir=report.SOURCE.parent) as inside:
-        figures.draw_all(Path(inside))
-        places = {"root": str(report.SOURCE.parent), "sys_inputs": {"figures": Path(inside).name}}
-        numbers = json.loads(typst.query(str(report.SOURCE), "<number>", field="value", **places))
-    return pypdf.PdfReader(folder / "Report.pdf"), numbers
+    ignored = shutil.ignore_patterns("__pycache__", ".figures-*")
+    copy = shutil.copytree(report.SOURCE.parent, folder / "source", ignore=ignored)
+    (copy / "figures").mkdir()
+    figures.draw_all(copy / "figures")
+    return pypdf.PdfReader(folder / "Report.pdf"), copy
+
+
+def numbers_in(source: Path) -> list[dict]:
+    """The measured numbers in the report that such a copy makes."""
+    places = {"root": str(source), "sys_inputs": {"figures": "figures"}}
+    return json.loads(typst.query(str(source / "report.typ"), "<number>", field="value", **places))
+
+
+def looked_up(number: dict, source: Path) -> list[str]:
+    """A number as the results have it; a half may be rounded either way."""
+    facts = json.loads((source / "results" / number["experiment"] / "metrics.json").read_text(encoding="utf-8"))
+    values = [reduce(lambda found, key: found[key], path, facts) for path in number["paths"]]
+    of = {None: np.mean, "mean": np.mean, "least": np.min, "greatest": np.max}[number["of"]]
+    value = of(values) * (100 if number["percent"] else 1)
+    return [f"{shifted:,.{number['digits']}f}" for shifted in (value - 1e-9, value + 1e-9)]
 
 
 def test_each_number_in_the_report_is_that_of_the_results(built):
-    reader, numbers = built
+    reader, source = built
     text = plain("".join(page.extract_text() for page in reader.pages))
+    numbers = numbers_in(source)
     assert len(numbers) > 150
     for number in numbers:
-        value = json.loads((report.RESULTS / number["experiment"] / "metrics.json").read_text(encoding="utf-8"))
-        for key in number["path"]:
-            value = value[key]
-        value, digits = value * (100 if number["percent"] else 1), number["digits"]
-        near = [f"{shifted:,.{digits}f}" for shifted in (value - 1e-9, value + 1e-9)]  # a half is rounded either way
-        assert plain(number["shown"]).removesuffix("%") in near, number
+        assert plain(number["shown"]).removesuffix("%") in looked_up(number, source), number
         assert plain(number["shown"]) in text
+        assert len(number["paths"]) == 1 or number["of"]
+
+
+def test_of_several_seeds_a_sweep_shows_the_mean_and_the_range(built, tmp_path):
+    _, source = built
+    source = shutil.copytree(source, tmp_path / "source")
+    path = source / "results" / "recipe" / "metrics.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts["scale"]["seed"] = [1, 2, 3]
+    for run in [*facts["runs"]]:
+        for seed, change in ((2, -0.5), (3, 2)):
+            facts["runs"][f"{run}-seed-{seed}"] = other = json.loads(json.dumps(facts["runs"][run]))
+            other["fid"]["fid"] += change
+            other["d_loss, last epoch"] *= seed
+    path.write_text(json.dumps(facts), encoding="utf-8")
+    sweep = [number for number in numbers_in(source) if number["experiment"] == "recipe" and number["of"]]
+    for number in sweep:
+        assert number["shown"] in looked_up(number, source)
+    fids = [number for number in sweep if number["paths"][0][1:] == ["flip", "fid", "fid"]]
+    flip = facts["runs"]["flip"]["fid"]["fid"]
+    shown = [f"{value:.1f}" for value in (flip + 0.5, flip - 0.5, flip + 2)]
+    assert [(number["shown"], len(number["paths"]), number["of"]) for number in fids] == [
+        *zip(shown, (3, 3, 3), ("mean", "least", "greatest"), strict=True)
+    ]
 
 
 def plain(text: str) -> str:
