@@ -25,11 +25,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,10 +58,10 @@ def load_experiments(scale: str = "cpu") -> dict[str, Any]:
     numbers = experiments.pop("scales")[scale]
     written = {(name, run): line for name, other in experiments.items() for run, line in other.get("runs", {}).items()}
 
-    def seeds_of(command: str) -> list[int]:
+    def resolved(command: str) -> str:
         while command.startswith("@"):
             command = written[tuple(command[1:].split("/"))]
-        return numbers["seed"] if "{seed}" in command else numbers["seed"][:1]
+        return command
 
     def filled(command: str, seed: int) -> str:
         for name, value in (numbers | {"seed": seed}).items():
@@ -71,7 +70,7 @@ def load_experiments(scale: str = "cpu") -> dict[str, Any]:
 
     for name, experiment in experiments.items():
         runs, measures = experiment.get("runs", {}), experiment.get("measures", {})
-        commands = [*runs.values(), *measures.values()]
+        commands = [*map(resolved, runs.values()), *measures.values()]
         experiment |= {
             "folder": RUNS.with_name(RUNS.name + ("" if scale == "cpu" else f"-{scale}")) / name,
             "scale": {key: value for key, value in numbers.items() if any(f"{{{key}}}" in line for line in commands)},
@@ -80,7 +79,7 @@ def load_experiments(scale: str = "cpu") -> dict[str, Any]:
             "runs": {},
         }
         for run, command in runs.items():
-            for seed in seeds_of(command):
+            for seed in numbers["seed"] if "{seed}" in resolved(command) else numbers["seed"][:1]:
                 mark = "" if seed == numbers["seed"][0] else f"{SEED}{seed}"
                 experiment["runs"][run + mark] = command + mark if command.startswith("@") else filled(command, seed)
     return experiments
@@ -114,21 +113,30 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def each(work: Callable, items: Iterable[tuple], jobs: int) -> list:
-    """What work(*item) gives for each item, `jobs` at a time; after a failure or Ctrl-C none of the others is begun."""
-    over = threading.Event()
+    """What work(*item) gives for each item, `jobs` at a time; after a failure or Ctrl-C none of the others is begun.
 
-    def unless_over(*item: Any) -> Any:
+    Raises the first failure, once what was begun beside it has come to its end.
+    """
+    failed: list[BaseException] = []
+
+    def unless_failed(*item: Any) -> Any:
         try:
-            return None if over.is_set() else work(*item)
-        except BaseException:
-            over.set()
-            raise
+            return None if failed else work(*item)
+        except BaseException as error:
+            failed.append(error)
+            if jobs > 1:
+                print(f"{error}; waiting for what runs beside it", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            return [future.result() for future in [pool.submit(unless_over, *item) for item in items]]
-        finally:
-            over.set()
+            futures = [pool.submit(unless_failed, *item) for item in items]
+            wait(futures)
+        except KeyboardInterrupt as error:  # the runs hear it, too
+            failed.append(error)
+            print("waiting for the runs to save", file=sys.stderr, flush=True)
+    if failed:
+        raise failed[0]
+    return [future.result() for future in futures]
 
 
 def complete(out: Path, words: str, deadline: float, alone: bool = True) -> None:
@@ -145,7 +153,8 @@ def complete(out: Path, words: str, deadline: float, alone: bool = True) -> None
     start, given = program(words)
     line = [sys.executable, *start, *(["--resume"] if begun else given), "--out", str(out)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.nullcontext() if alone else open(out.parent / f"{out.name}.txt", "a", encoding="utf-8") as said:
+    log = words_beside_others(out)
+    with contextlib.nullcontext() if alone else open(log, "a", encoding="utf-8") as said:
         process = subprocess.Popen(line, cwd=ROOT, stdout=said, stderr=said)  # where the experiments' paths begin
     try:
         status = process.wait(None if deadline == np.inf else max(0, deadline - time.monotonic()))
@@ -154,7 +163,12 @@ def complete(out: Path, words: str, deadline: float, alone: bool = True) -> None
         process.wait()
         sys.exit(f"the budget is spent; the same command goes on with {out}")
     if status:
-        sys.exit(f"the run in {out} ended with status {status}")
+        sys.exit(f"the run in {out} ended with status {status}" + ("" if alone else f" (see {log})"))
+
+
+def words_beside_others(out: Path) -> Path:
+    """The file for what a run prints that has others beside it."""
+    return out.parent / f"{out.name}.txt"
 
 
 def measure(out: Path, words: str) -> dict[str, Any]:
@@ -182,6 +196,8 @@ def measure(out: Path, words: str) -> dict[str, Any]:
     result["training_seconds"] = sum(row["seconds"] for row in epochs)
     result["images_per_s, median"] = float(np.median([row["images_per_s"] for row in epochs]))
     result |= {name: options[name] for name in ("seed", "data_fingerprint", "device_name", "precision", "versions")}
+    if words_beside_others(out).exists():
+        result["beside others"] = True  # which made it slower
     result["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     result["date"] = time.strftime("%Y-%m-%d", time.gmtime((out / "epochs.csv").stat().st_mtime))
     return result
@@ -246,15 +262,18 @@ def spectrum(images: np.ndarray) -> np.ndarray:
     return np.fft.fftshift(power.mean(0))
 
 
-def spectra(out: Path, words: str, count: int) -> dict[str, np.ndarray]:
-    """Such powers in training images, in samples of seed 0 by G's average, and in those by G's last weights."""
-    generator = gan.load_generator(out / "generator.safetensors")
-    averaged = generator.generate(count)
-    generator.load_state_dict(gan.load_checkpoint(out / "checkpoints" / "last.pt")["networks"]["generator"])
-    images = gan.load_images(ROOT / parsed(words).data, image_size=generator.architecture["image_size"])
-    some, _ = gan.real_sample(images, count)
-    found = {"images": some.numpy(), "average": averaged, "last-weights": generator.generate(count)}
-    return {name: spectrum(pixels) for name, pixels in found.items()}
+def keep_spectra(outs: dict[str, Path], data: Path, count: int, results: Path) -> None:
+    """Write such powers of training images, of samples of seed 0 by each G's average, and by its last weights."""
+    found = {}
+    for run_name, out in outs.items():
+        generator = gan.load_generator(out / "generator.safetensors")
+        found[f"{run_name}-spectrum"] = generator.generate(count)
+        generator.load_state_dict(gan.load_checkpoint(out / "checkpoints" / "last.pt")["networks"]["generator"])
+        found[f"{run_name}-spectrum-of-last-weights"] = generator.generate(count)
+    images = gan.load_images(data, image_size=generator.architecture["image_size"])
+    found["spectrum-of-images"] = gan.real_sample(images, count)[0].numpy()
+    for name, pixels in found.items():
+        np.savetxt(results / f"{name}.csv", spectrum(pixels), "%.5g", ",")
 
 
 def sample_sheet(folder: Path, number: int) -> Path:
@@ -316,10 +335,13 @@ def run(name: str, everything: dict[str, Any], deadline: float, inception: str =
     experiment, results = everything[name], RESULTS / name
     facts: dict[str, dict[str, Any]] = {}
     places = {run_name: located(name, run_name, everything) for run_name in experiment["runs"]}
-    each(complete, [(*place, deadline, jobs == 1) for place in places.values()], jobs)
+    alone = min(jobs, len(places)) < 2
+    each(complete, [(*place, deadline, alone) for place in places.values()], jobs)
     for run_name, (out, words) in places.items():
         start, given = program(words)
         facts[run_name] = {"command": shlex.join(["python", *start, *given]), **measure(out, words)}
+    if len(found := {measured["precision"] for measured in facts.values()}) > 1:
+        print(f"note: the runs of {name} differ in their precision: {', '.join(sorted(found))}", file=sys.stderr)
     outs = {run_name: out for run_name, (out, _) in places.items()}
     if "judge" in experiment:
         judging_run, count = experiment["judge"]["run"], experiment["judge"]["samples"]
@@ -342,9 +364,9 @@ def run(name: str, everything: dict[str, Any], deadline: float, inception: str =
         for pattern in ("confusion_matrix.csv", *experiment.get("keep", ())):
             for path in out.glob(pattern):
                 (results / f"{stem}{path.name}").write_bytes(path.read_bytes())
-        if "spectrum" in experiment:
-            for what, power in spectra(*places[run_name], experiment["spectrum"]).items():
-                np.savetxt(results / f"{stem}spectrum-of-{what}.csv", power, "%.5g", ",")
+    if "spectrum" in experiment:
+        _, words = next(iter(places.values()))
+        keep_spectra(without_seeds(outs), ROOT / parsed(words).data, experiment["spectrum"], results)
     for set_name, data in experiment.get("examples", {}).items():
         example_sheet(data, rows=6).save(results / f"{set_name}.png", optimize=True)
     if outs:

@@ -159,16 +159,15 @@ def spectra(experiment: str) -> Figure:
     figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
     runs = runs_of(experiment)
     panels = figure.subplots(1, 2 * len(runs), sharey=True)
-    for axes, (run, weights) in zip(panels, product(runs, ("average", "last-weights")), strict=True):
-        of_samples, of_images = (
-            np.loadtxt(RESULTS / experiment / f"{run}-spectrum-of-{what}.csv", delimiter=",")
-            for what in (weights, "images")
-        )
+    whose = {"average": "spectrum", "last weights": "spectrum-of-last-weights"}
+    of_images = np.loadtxt(RESULTS / experiment / "spectrum-of-images.csv", delimiter=",")
+    for axes, (run, weights) in zip(panels, product(runs, whose), strict=True):
+        of_samples = np.loadtxt(RESULTS / experiment / f"{run}-{whose[weights]}.csv", delimiter=",")
         ratio = np.log10(of_samples / of_images)
         half = 0.5 + 0.5 / len(ratio)  # frequencies from -1/2 to just below 1/2, each in the middle of its square
         place = (-half, 1 - half, 1 - half, -half)
         drawn = axes.imshow(ratio, cmap="RdBu_r", vmin=-1.5, vmax=1.5, extent=place)
-        axes.set(title=f"{run}, {weights.replace('-', ' ')}", xlabel="cycles a pixel", xticks=(-0.5, -0.25, 0, 0.25))
+        axes.set(title=f"{run},\n{weights}", xlabel="cycles a pixel", xticks=(-0.5, 0), yticks=(-0.5, 0))
     figure.colorbar(drawn, ax=panels, label="log10 of the ratio")
     return figure
 

@@ -9,8 +9,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import reduce
 from pathlib import Path
@@ -75,23 +77,24 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
         assert "6 steps" in (tmp_path / "RUNS" / "toy" / f"{run}.txt").read_text()
     kept = {"metrics.json", "samples.png", "with-confusion_matrix.csv"}
     kept |= {f"{run}.csv" for run in runs}
-    whats = ("average", "last-weights", "images")
-    parts = ("generator_epoch_0000.png", *(f"spectrum-of-{what}.csv" for what in whats))
-    kept |= {f"{run}-{part}" for run in ("without", "with") for part in parts}
+    parts = ("generator_epoch_0000.png", "spectrum.csv", "spectrum-of-last-weights.csv")
+    kept |= {"spectrum-of-images.csv"} | {f"{run}-{part}" for run in ("without", "with") for part in parts}
     assert {path.name for path in results.iterdir()} == kept
     generator = gan.load_generator(tmp_path / "RUNS/toy/with/generator.safetensors")
     averaged = generator.generate(20)
     saved = gan.load_checkpoint(tmp_path / "RUNS/toy/with/checkpoints/last.pt")
     generator.load_state_dict(saved["networks"]["generator"])
-    shown = (averaged, generator.generate(20), gan.real_sample(gan.load_images(tmp_path / "data"), 20)[0].numpy())
-    for what, images in zip(whats, shown, strict=True):
-        power, images = np.loadtxt(results / f"with-spectrum-of-{what}.csv", delimiter=","), images / 127.5 - 1
+    shown = {"with-spectrum": averaged, "with-spectrum-of-last-weights": generator.generate(20)}
+    shown["spectrum-of-images"] = gan.real_sample(gan.load_images(tmp_path / "data"), 20)[0].numpy()
+    for what, images in shown.items():
+        power, images = np.loadtxt(results / f"{what}.csv", delimiter=","), images / 127.5 - 1
         assert power.shape == (8, 8)
         assert power.sum() == pytest.approx((images.mean(3) ** 2).sum() / 20, rel=1e-3)  # Parseval
         assert power[4, 4] == pytest.approx((images.mean((1, 2, 3)) ** 2).mean() * 64, rel=1e-3)
     facts = json.loads((results / "metrics.json").read_text())["runs"]
     assert facts["with"]["command"] == f"python rollnumber_04.py {runs['with']}"
     assert [facts[run]["seed"] for run in runs] == [1, 2, 1]
+    assert all(facts[run]["beside others"] for run in runs)
     judged = facts["without"]["judged by toy/with"]
     assert judged["samples"] == 200
     assert sum(judged["share of each class"].values()) == pytest.approx(1)
@@ -171,12 +174,11 @@ def test_figures_show_what_the_results_say(tmp_path, monkeypatch):
     assert [line.get_ydata().tolist() for line in real.lines] == [[1, 2, 3], [2, 3, 4]]
     assert [line.get_xydata().tolist() for line in fake.lines] == [[[10, -1], [30, -3]]] * 2
 
-    for run in runs:
-        for i, what in enumerate(("images", "average", "last-weights")):
-            power = np.full((8, 8), 10.0**i)
-            np.savetxt(tmp_path / "toy" / f"{run}-spectrum-of-{what}.csv", power, delimiter=",")
+    names = ["spectrum-of-images", *(f"{run}-spectrum{of}" for run in runs for of in ("", "-of-last-weights"))]
+    for name, height in zip(names, (0, 1, 2, 1, 2), strict=True):
+        np.savetxt(tmp_path / "toy" / f"{name}.csv", np.full((8, 8), 10.0**height), delimiter=",")
     maps = figures.spectra("toy").axes[:4]
-    titles = [f"{run}, {weights}" for run in runs for weights in ("average", "last weights")]
+    titles = [f"{run},\n{weights}" for run in runs for weights in ("average", "last weights")]
     assert [axes.get_title() for axes in maps] == titles
     assert [np.unique(axes.images[0].get_array()).tolist() for axes in maps] == [[1], [2]] * 2
     left, right, *_ = maps[0].images[0].get_extent()
@@ -194,7 +196,7 @@ def test_a_scale_fills_the_places_of_its_numbers(tmp_path, monkeypatch):
     small = report.load_experiments()
     assert small["a"]["scale"] == {"epochs": 2, "samples": 20, "seed": [5]}
     assert small["a"]["sheets"] == [1, 2]
-    assert small["b"]["scale"] == {}
+    assert small["b"]["scale"] == {"epochs": 2, "seed": [5]}
     assert small["a"]["runs"] == {"x": "--epochs 2 --seed 5", "y": "--epochs 3"}
     assert small["a"]["measures"] == {"fid": "evaluate {out} --samples 20 {inception}"}
     assert report.located("b", "z", small) == (report.RUNS / "a" / "x", "--epochs 2 --seed 5")
@@ -279,31 +281,64 @@ def test_a_run_whose_time_is_up_is_stopped_and_can_go_on(tmp_path):
     out = tmp_path / "run"
 
     class AfterThreeEpochs(float):
-        def __sub__(self, _):
+        def __sub__(self, now):
             while not (out / "epochs.csv").exists() or (out / "epochs.csv").read_text().count("\n") < 4:
+                assert time.monotonic() < now + 120
                 time.sleep(0.05)
             return 0.0  # seconds left
 
     with pytest.raises(SystemExit, match="the budget is spent; the same command goes on with"):
         report.complete(out, words, AfterThreeEpochs())
     reached = report.read_rows(out / "epochs.csv")[-1]["step"]
-    assert gan.load_checkpoint(out / "checkpoints" / "last.pt")["step"] >= reached >= 9
+    saved = gan.load_checkpoint(out / "checkpoints" / "last.pt")
+    assert saved["step"] >= reached >= 9
+    report.complete(out, words.replace("1000000", "2"), np.inf)  # nothing is left of that
+    assert gan.load_checkpoint(out / "checkpoints" / "last.pt")["step"] == saved["step"]
 
 
-def test_after_a_failure_nothing_more_is_begun():
-    begun = []
+def test_work_is_done_side_by_side_and_in_order():
+    together = threading.Barrier(3, timeout=60)
+
+    def work(number):
+        together.wait()  # for two others
+        return -number
+
+    assert report.each(work, [(number,) for number in range(6)], 3) == [0, -1, -2, -3, -4, -5]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_after_a_failure_nothing_more_is_begun(jobs, capsys):
+    begun, failed = [], threading.Event()
 
     def work(number):
         begun.append(number)
         if number == 1:
+            failed.set()
             sys.exit("the second failed")
-        time.sleep(0.1)
-        return -number
+        if number == 0 and jobs == 2:
+            failed.wait(60)
+            time.sleep(0.1)
+            sys.exit("the first, later")
 
     with pytest.raises(SystemExit, match="the second failed"):
+        report.each(work, [(number,) for number in range(50)], jobs)
+    assert sorted(begun) == [0, 1]
+    assert ("the second failed; waiting" in capsys.readouterr().err) == (jobs == 2)
+
+
+def test_after_ctrl_c_what_was_begun_ends_and_nothing_more_is_begun():
+    begun, ended = [], []
+
+    def work(number):
+        begun.append(number)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)  # to the process: its main thread hears it
+        time.sleep(0.5)
+        ended.append(number)
+
+    with pytest.raises(KeyboardInterrupt):
         report.each(work, [(number,) for number in range(50)], 1)
-    assert begun == [0, 1]
-    assert report.each(work, [(number,) for number in range(5, 9)], 3) == [-5, -6, -7, -8]
+    assert begun == ended == [0]
 
 
 @pytest.mark.slow
@@ -363,7 +398,6 @@ def test_each_number_in_the_report_is_that_of_the_results(built):
     for number in numbers:
         assert plain(number["shown"]).removesuffix("%") in looked_up(number, source), number
         assert plain(number["shown"]) in text
-        assert len(number["paths"]) == 1 or number["of"]
 
 
 def test_of_several_seeds_a_sweep_shows_the_mean_and_the_range(built, tmp_path):
@@ -378,9 +412,11 @@ def test_of_several_seeds_a_sweep_shows_the_mean_and_the_range(built, tmp_path):
             other["fid"]["fid"] += change
             other["d_loss, last epoch"] *= seed
     path.write_text(json.dumps(facts), encoding="utf-8")
-    sweep = [number for number in numbers_in(source) if number["experiment"] == "recipe" and number["of"]]
+    sweep = [number for number in numbers_in(source) if number["experiment"] == "recipe"]
     for number in sweep:
-        assert number["shown"] in looked_up(number, source)
+        assert plain(number["shown"]) in looked_up(number, source)
+    averaged = [number for number in sweep if number["paths"][0][2:] == ["fid", "fid"]]
+    assert {len(number["paths"]) for number in averaged} == {3}  # in the text as in the table
     fids = [number for number in sweep if number["paths"][0][1:] == ["flip", "fid", "fid"]]
     flip = facts["runs"]["flip"]["fid"]["fid"]
     shown = [f"{value:.1f}" for value in (flip + 0.5, flip - 0.5, flip + 2)]
