@@ -569,20 +569,32 @@ def pairs_by_distance(distances: np.ndarray) -> list[tuple[int, int]]:
     return sorted(combinations(range(len(distances)), 2), key=lambda pair: distances[pair])
 
 
+def tsne(rows: Tensor, seed: int) -> np.ndarray:
+    """Places n×2 at which near rows n×dim, by their cosines, are near (van der Maaten & Hinton 2008). Raises UserError.
+
+    Of few rows the exact method: Barnes and Hut's may part them for good.
+    """
+    try:
+        from sklearn.manifold import TSNE  # slow to import, and needed nowhere else
+    except ImportError:
+        raise UserError("embeddings: needs scikit-learn (pip install -r labs/requirements.txt)") from None
+    init = "pca" if rows.shape[1] > 1 else "random"
+    method = "exact" if len(rows) <= 100 else "barnes_hut"
+    perplexity = min(30, (len(rows) - 1) / 3)
+    fit = TSNE(perplexity=perplexity, metric="cosine", init=init, method=method, random_state=seed)
+    return fit.fit_transform(rows.numpy())
+
+
 @measuring
 def embeddings(argv: Sequence[str]) -> dict[str, Any]:
     """The command `embeddings`: the classes by t-SNE and their cosine distances, in a picture. Raises UserError."""
-    described = "Draw the embeddings of the classes: t-SNE (van der Maaten & Hinton 2008), and their cosine distances."
+    described = "Draw the embeddings of the classes: t-SNE, and their cosine distances."
     parser = command_parser("embeddings", described, "a .png file")
     parser.add_argument("--seed", type=gan.whole(0, 2**31 - 1), default=0, help="of t-SNE")
     options = parser.parse_args(argv)
     if options.out.suffix.lower() != ".png":
         raise UserError(f"--out {options.out}: must end in .png")
     gan.check_writable("--out", options.out.parent)
-    try:
-        from sklearn.manifold import TSNE  # slow to import, and needed nowhere else
-    except ImportError:
-        raise UserError("embeddings: needs scikit-learn (pip install -r labs/requirements.txt)") from None
     from matplotlib.figure import Figure
 
     generator = opened(options, conditional=True)
@@ -590,16 +602,19 @@ def embeddings(argv: Sequence[str]) -> dict[str, Any]:
     if len(names) < 4:
         raise UserError(f"{options.model or options.pretrained}: has {len(names)} classes; t-SNE takes 4 or more")
     distances = cosine_distances(rows)
-    tsne = TSNE(perplexity=min(30, (len(names) - 1) / 3), metric="cosine", init="random", random_state=options.seed)
-    places = tsne.fit_transform(rows.numpy())
+    places = tsne(rows, options.seed)
     figure = Figure(figsize=(15, 7), dpi=100, layout="constrained")
     map_axes, matrix_axes = figure.subplots(1, 2)
     map_axes.scatter(*places.T, s=60 if len(names) <= 50 else 6, color=gan.BLUE)
     map_axes.set(title="t-SNE of the classes' embeddings", xticks=[], yticks=[])
+    map_axes.margins(0.12)  # for the names
     picture = matrix_axes.imshow(distances, cmap="viridis")
     matrix_axes.set(title="cosine distance")
     figure.colorbar(picture, ax=matrix_axes)
+    facts: dict[str, Any] = {"model": str(options.model or options.pretrained), "classes": len(names)}
     if len(names) <= 50:
+        facts["places"] = dict(zip(names, places.tolist(), strict=True))
+        facts["cosine distances"] = distances.tolist()
         for name, place in zip(names, places, strict=True):
             map_axes.annotate(name, place, xytext=(6, 4), textcoords="offset points", parse_math=False)
         matrix_axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
@@ -608,7 +623,6 @@ def embeddings(argv: Sequence[str]) -> dict[str, Any]:
     figure.savefig(stream, format="png")
     gan.save_output("--out", options.out, stream.getvalue())
     pairs = pairs_by_distance(distances)
-    facts: dict[str, Any] = {"model": str(options.model or options.pretrained), "classes": len(names)}
     for what, chosen in (("nearest", pairs[:3]), ("farthest", pairs[:-4:-1])):
         facts[what] = [{"pair": [names[a], names[b]], "cosine distance": distances[a, b]} for a, b in chosen]
         said = ", ".join(f"{names[a]} and {names[b]} {distances[a, b]:.3f}" for a, b in chosen)

@@ -30,6 +30,7 @@ import tomllib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -240,12 +241,12 @@ def printed_by(line: list[str], deadline: float = np.inf) -> str:
 def measured_by(command: str, name: str, out: Path, inception: str, deadline: float = np.inf) -> dict[str, Any]:
     """The facts that a command prints as JSON.
 
-    They are kept in the folder `out`, for finding them takes long, as long as the command and the files that it names
+    They are kept in the folder `out`, for finding them takes long, as long as the command and the files that it reads
     stay the same.
     """
     kept, words = out / f"{name}.json", typed(command, out=out)
-    named = [word for word in words[1:] if (ROOT / word).is_file()]
-    files = {word: hashlib.sha256((ROOT / word).read_bytes()).hexdigest()[:16] for word in named}
+    read = [word for before, word in pairwise(words) if before != "--out" and (ROOT / word).is_file()]
+    files = {word: hashlib.sha256((ROOT / word).read_bytes()).hexdigest()[:16] for word in read}
     key = {"command": shlex.join(["python", *words]), "files": files}
     if kept.exists() and key.items() <= (found := json.loads(kept.read_text(encoding="utf-8"))).items():
         return found

@@ -172,6 +172,27 @@ def spectra(experiment: str) -> Figure:
     return figure
 
 
+def embeddings(experiment: str, run: str) -> Figure:
+    """The classes where t-SNE puts their embeddings, and the cosine distances of these."""
+    found = facts(experiment)["runs"][run]["embeddings"]
+    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    places, matrix = figure.subplots(1, 2, width_ratios=(1.2, 1))
+    points = np.array([*found["places"].values()])
+    for name, place in found["places"].items():
+        right, up = ((points - place) / np.ptp(points, 0)).T
+        side = -1 if ((right > 0) & (right < 0.3) & (abs(up) < 0.1)).any() else 1  # where no other point is in the way
+        places.plot(*place, ".", color=COLOURS[0], markersize=8)
+        aligned = {"ha": "left" if side > 0 else "right", "textcoords": "offset points", "fontsize": 7}
+        places.annotate(name, place, xytext=(5 * side, 3), **aligned)
+    places.set(xticks=[], yticks=[])
+    places.margins(0.15)  # for the names
+    drawn = matrix.imshow(found["cosine distances"], cmap="viridis")
+    matrix.set_xticks(range(found["classes"]), found["places"], rotation=90, fontsize=7)
+    matrix.set_yticks(range(found["classes"]), found["places"], fontsize=7)
+    figure.colorbar(drawn, ax=matrix, label="cosine distance")
+    return figure
+
+
 def classes_between(experiment: str, run: str) -> Figure:
     """The length of the paths between two classes over their distance; FID, precision and recall by truncation."""
     found = facts(experiment)["runs"][run]
@@ -249,6 +270,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "cyclegan-losses": lambda: of_runs(
         "cyclegan", {"cycle_loss": "cycle loss, training images", "test_cycle": "on test images"}
     ),
+    "biggan-embeddings": lambda: embeddings("biggan", "small"),
+    "biggan-between": lambda: classes_between("biggan", "small"),
 }
 FIGURES |= {f"{name}-losses": partial(of_runs, name, ADVERSARIAL, "epoch") for name in SWEEPS[1:]}
 

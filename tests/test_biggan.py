@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -271,9 +272,27 @@ def test_embeddings_are_drawn(model, tmp_path, capsys):
     assert biggan.main(["embeddings", str(model), "--out", str(tmp_path / "tsne.png"), "--json"]) == 0
     printed = capsys.readouterr()
     facts = json.loads(printed.out)
+    assert np.array(facts["cosine distances"]) == pytest.approx(distances, abs=1e-6)
+    assert np.array(list(facts["places"].values())) == pytest.approx(biggan.tsne(generator.embeddings(), 0))
     assert facts["farthest"][0]["pair"] == [NAMES[a], NAMES[b]]
     assert facts["farthest"][0]["cosine distance"] == pytest.approx(distances[a, b])
     assert printed.err == said
+
+
+def test_tsne_keeps_near_classes_together():
+    path = Path(biggan.__file__).parents[1] / "saved_models" / "cifar10-small.safetensors"
+    generator = gan.load_network(path, "generator", recipe=biggan.RECIPE)
+    names, rows = generator.architecture["classes"], generator.embeddings()
+    distances = biggan.cosine_distances(rows)
+    for seed in range(3):
+        places = biggan.tsne(rows, seed)
+        apart = scipy.spatial.distance.cdist(places, places)
+        for a, b in (("automobile", "truck"), ("cat", "dog"), ("airplane", "ship")):
+            for one, other in ((a, b), (b, a)):
+                assert names[np.argsort(distances[names.index(one)])[1]] == other
+                assert names[np.argsort(apart[names.index(one)])[1]] == other
+    assert np.isfinite(biggan.tsne(rows[:, :1], 0)).all()
+    assert biggan.tsne(torch.randn(120, 3, generator=torch.Generator().manual_seed(0)), 0).shape == (120, 2)
 
 
 def test_paths_are_measured(model, tmp_path, weights, early, capsys):

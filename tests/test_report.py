@@ -246,6 +246,10 @@ def test_what_a_command_measures_is_kept_in_the_runs_folder(tmp_path, monkeypatc
         (out / "generator.safetensors").write_bytes(content)
         report.measured_by(command, "fid", out, "")
     assert len(asked) == 2
+    for _ in range(2):  # what the command writes is none of what it reads
+        report.measured_by("labs.biggan truncation {out}/generator.safetensors --out {out}/t.png", "t", out, "")
+        (out / "t.png").write_bytes(b"a picture")
+    assert len(asked) == 3
     with pytest.raises(SystemExit, match="the budget is spent"):
         report.measured_by(command, "again", out, "", deadline=time.monotonic() - 1)
 
