@@ -1815,11 +1815,10 @@ def bf16_pays(options: argparse.Namespace, channels: int, device: torch.device, 
     """Whether bfloat16 is faster: known of NVIDIA's GPUs, found out on a CPU by timing a small step both ways."""
     if device.type != "cpu":
         return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    size = options.image_size
-    count = max(2, min(64, 2**16 // size**2))
-    images, index = blank_images(count, options, channels, device)
     without_pools = replace(options.recipe, pools=lambda options: {})  # which may be smaller than these batches
-    options = argparse.Namespace(**vars(options) | {"recipe": without_pools})
+    options = argparse.Namespace(**vars(options) | {"recipe": without_pools, "d_steps": 1})
+    count = max(2, min(64, 2**16 // options.image_size**2))
+    images, index = blank_images(count, options, channels, device)
     runs = {bf16: make_run(options, channels, device, bf16, classes) for bf16 in (True, False)}
     seconds = {True: [], False: []}
     for attempt in range(8):
@@ -2391,8 +2390,11 @@ def refuse_folder(out: Path, data: Sequence[Path | None]) -> None:
 def check_writable(flag: str, path: Path) -> None:
     """Raise UserError if nothing can be made at a path, because of the nearest folder above it that there is."""
     above = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
-    if not os.path.isdir(above) or not os.access(above, os.W_OK):
-        raise UserError(f"{flag} {path}: {above} is not a folder that can be written to")
+    try:
+        with tempfile.TemporaryFile(dir=above):  # the permissions alone do not tell
+            pass
+    except OSError:
+        raise UserError(f"{flag} {path}: {above} is not a folder that can be written to") from None
 
 
 def holds_checkpoint(out: Path) -> bool:
@@ -2749,7 +2751,7 @@ def load_network(
     with torch.device("meta"):
         expected = kind(**architecture).state_dict()
     if wrong := difference(weights, expected, name):
-        raise UserError(f"{path}: {wrong}: another program's, or damaged")
+        raise UserError(f"{path}: {wrong}: it is no model of {program_name(recipe)}, or damaged")
     drawn = {"init": "torch"} if "init" in architecture else {}  # an orthogonal one takes long, and is overwritten
     network = kind(**architecture | drawn)
     network.architecture = architecture
@@ -3854,9 +3856,10 @@ def interpolate(options: argparse.Namespace, generator: BaseGenerator | None = N
         raise UserError(f"--out {out}: must end in .png or .gif")
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder")
+    check_writable("--out", out.parent)
     if rows * options.steps > 10_000:
         raise UserError(f"--steps {options.steps}: {rows} rows of them are more than 10,000 images")
-    names = options.labels.split(",") if options.labels is not None else []
+    names = [name.strip() for name in options.labels.split(",")] if options.labels is not None else []
     if options.labels is not None and len(names) != 2:
         raise UserError(f"--labels {options.labels}: takes two classes with a comma between them")
     if names and options.spherical:
@@ -3872,6 +3875,8 @@ def interpolate(options: argparse.Namespace, generator: BaseGenerator | None = N
             labels = [generator.labels_for(name, 0, rows) for name in names]
         except UserError as error:
             raise UserError(str(error).replace("--label", "--labels")) from None
+        if labels[0][0] == labels[1][0]:
+            raise UserError(f"--labels {options.labels}: is one class; there is nothing between")
         first, second = (one_hot(torch.from_numpy(part), len(classes)) for part in labels)
         ys = [torch.lerp(first, second, share) for share in shares]
     else:

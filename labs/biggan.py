@@ -132,7 +132,7 @@ class Generator(gan.BaseGenerator):
         features = widths(image_size, width)
         blocks = len(features) - 1
         if latent_dim <= blocks:
-            raise UserError(f"--latent-dim {latent_dim}: is divided among the first layer and {blocks} blocks")
+            raise UserError(f"--latent-dim {latent_dim}: the first layer and {blocks} blocks take {blocks + 1} or more")
         self.base = image_size >> blocks
         chunk = latent_dim // (blocks + 1)
         self.chunks = [latent_dim - blocks * chunk, *[chunk] * blocks]
@@ -506,7 +506,8 @@ def command_parser(
     if measures:
         add("--json", action="store_true", help="print one JSON object and nothing else")
     if rows:
-        add("--alphas", type=gan.whole(2, 1000), default=8, help="images on a path, both ends among them")
+        least = 3 if measures else 2  # with two there is no way whose shape could be measured
+        add("--alphas", type=gan.whole(least, 1000), default=8, help="images on a path, both ends among them")
         add("--rows", type=gan.whole(1, 100), default=rows, help="of a sheet, each with its own z")
         add("--truncation", type=gan.real(0, 10, True), metavar="T", help="noise from -T … T")
         add("--seed", type=gan.whole(0, 2**31 - 1), default=0, help="of the noise")
@@ -545,7 +546,7 @@ def interpolate(argv: Sequence[str]) -> Path:
     """The command `interpolate`: a sheet of rows of z and columns of α, r = α·r1 + (1 - α)·r2. Raises UserError."""
     described = "Draw what lies between two classes."
     parser = command_parser("interpolate", described, "x.png (a sheet) or x.gif", 8, measures=False)
-    parser.add_argument("--classes", required=True, metavar="A,B", help="from A (α = 1) to B (α = 0)")
+    parser.add_argument("--classes", required=True, metavar="A,B", help="names or numbers: from A (α = 1) to B (α = 0)")
     options = parser.parse_args(argv)
     script = argparse.Namespace(
         **vars(options) | {"labels": options.classes, "steps": options.alphas, "spherical": False}
@@ -608,7 +609,7 @@ def embeddings(argv: Sequence[str]) -> dict[str, Any]:
     map_axes.scatter(*places.T, s=60 if len(names) <= 50 else 6, color=gan.BLUE)
     map_axes.set(title="t-SNE of the classes' embeddings", xticks=[], yticks=[])
     map_axes.margins(0.12)  # for the names
-    picture = matrix_axes.imshow(distances, cmap="viridis")
+    picture = matrix_axes.imshow(np.where(np.eye(len(names)), np.nan, distances), cmap="viridis")
     matrix_axes.set(title="cosine distance")
     figure.colorbar(picture, ax=matrix_axes)
     facts: dict[str, Any] = {"model": str(options.model or options.pretrained), "classes": len(names)}
@@ -657,7 +658,8 @@ def smoothness(features: Tensor) -> dict[str, float]:
 
     `ppl`: the squares of the steps over that of the step of α (Karras et al. 2019, with Inception in the place of VGG);
     `detour`: the way's length over the distance of its ends, 1 if it is straight; `largest`: the longest step's share
-    of the length, 1 / (alphas - 1) if all are alike.
+    of the length, 1 / (alphas - 1) if all are alike. Inception's features are rough: the finer the steps, the longer
+    is a way, without an end, so that only values of the same `alphas` compare.
     """
     steps = (features[1:] - features[:-1]).norm(dim=2)
     length, apart = steps.sum(0).clamp(min=1e-12), (features[-1] - features[0]).norm(dim=1).clamp(min=1e-12)
@@ -673,7 +675,7 @@ def paths(argv: Sequence[str]) -> dict[str, Any]:
     """The command `paths`: sheets of paths between classes, and how smooth they are. Raises UserError."""
     parser = command_parser("paths", "Measure how smooth the paths between classes are.", "a new folder", 4)
     add = parser.add_argument
-    add("--pairs", nargs="+", metavar="A,B", help="the two nearest and the two farthest if left out")
+    add("--pairs", nargs="+", metavar="A,B", help="names or numbers; the two nearest and the two farthest if left out")
     add("--all-pairs", action="store_true", help="of all classes; then also whether near ones have smoother paths")
     add("--samples", type=gan.whole(2, 10_000), default=32, help="paths of each pair, each with its own z")
     add("--inception-weights", **gan.WEIGHTS)
@@ -686,7 +688,8 @@ def paths(argv: Sequence[str]) -> dict[str, Any]:
     generator = opened(options, conditional=True)
     names, distances = generator.architecture["classes"], cosine_distances(generator.embeddings())
     if options.pairs:
-        pairs = [pair_of(generator, words) for words in options.pairs]
+        wanted = [pair_of(generator, words) for words in options.pairs]
+        pairs = [*{frozenset(pair): pair for pair in wanted}.values()]  # each once, whichever way
     else:
         pairs = pairs_by_distance(distances)
         pairs = pairs if options.all_pairs else [*dict.fromkeys([*pairs[:2], *pairs[-2:]])]
@@ -700,15 +703,16 @@ def paths(argv: Sequence[str]) -> dict[str, Any]:
         features = inception.features(iter(pieces), len(flat), title)[gan.FEATURES]
         found.append({"pair": title, "cosine distance": float(distances[tuple(pair)])})
         found[-1] |= smoothness(features.unflatten(0, images.shape[:2]))
+        found[-1]["pixel detour"] = smoothness(torch.from_numpy(images).flatten(2).float())["detour"]
         rows = images[:, : options.rows].swapaxes(0, 1)
         stream = io.BytesIO()
         gan.sheet(rows.reshape(-1, *images.shape[2:]), options.alphas).save(stream, "PNG")
         name = f"{number:0{len(str(len(pairs)))}}-{safe_name(title)}.png"  # a listing has their order
         gan.save_output("--out", options.out / name, stream.getvalue())
     save_table(options.out / "paths.csv", found)
-    say(f"{'pair':30} cosine distance        PPL   detour   largest step")
+    say(f"{'pair':30} cosine distance        PPL   detour   largest step   detour in pixels")
     for row in found:
-        numbers = f"{row['ppl']:10.1f} {row['detour']:8.3f} {row['largest']:14.3f}"
+        numbers = f"{row['ppl']:10.1f} {row['detour']:8.3f} {row['largest']:14.3f} {row['pixel detour']:18.3f}"
         say(f"{row['pair'][:30]:30} {row['cosine distance']:15.3f} {numbers}")
     asked = {name: getattr(options, name) for name in ("alphas", "samples", "seed", "truncation")}
     facts = {"model": str(options.model or options.pretrained), **asked, "weights": inception.digest, "pairs": found}
@@ -718,11 +722,11 @@ def paths(argv: Sequence[str]) -> dict[str, Any]:
         from scipy.stats import spearmanr  # which evaluation needs, too
 
         facts["rank correlation"] = {}
-        for column in ("ppl", "detour", "largest"):
+        for column in ("ppl", "detour", "largest", "pixel detour"):
             rank = spearmanr([row["cosine distance"] for row in found], [row[column] for row in found])
             facts["rank correlation"][column] = {"rho": float(rank.statistic), "p": float(rank.pvalue)}
-            name = {"ppl": "PPL", "largest": "largest step"}.get(column, column)
-            say(f"rank correlation of the distance with {name:13} {rank.statistic:6.3f} (p {rank.pvalue:.2g})")
+            name = {"ppl": "PPL", "largest": "largest step", "pixel detour": "detour in pixels"}.get(column, column)
+            say(f"rank correlation of the distance with {name:16} {rank.statistic:6.3f} (p {rank.pvalue:.2g})")
     how = f"{options.samples} paths of {options.alphas} images a pair; Inception weights {inception.digest}"
     say(f"{how}: {options.out}")
     return facts
@@ -730,7 +734,7 @@ def paths(argv: Sequence[str]) -> dict[str, Any]:
 
 def pair_of(generator: gan.BaseGenerator, words: str) -> tuple[int, int]:
     """The numbers of two classes that are named with a comma between them. Raises UserError."""
-    parts = words.split(",")
+    parts = [part.strip() for part in words.split(",")]
     if len(parts) != 2:
         raise UserError(f"--pairs {words}: takes two classes with a comma between them")
     try:
@@ -765,6 +769,9 @@ def truncation(argv: Sequence[str]) -> dict[str, Any]:
     if options.out.suffix.lower() != ".png":
         raise UserError(f"--out {options.out}: must end in .png")
     gan.check_writable("--out", options.out.parent)
+    for target in (options.out, options.out.with_suffix(".csv")):
+        if target.is_dir():
+            raise UserError(f"--out {options.out}: {target} is a folder")
     generator = opened(options)
     size, channels = generator.architecture["image_size"], generator.architecture["channels"]
     images = gan.with_channels(gan.load_images(options.data, "train", size, options.skip_unreadable), channels)
@@ -798,11 +805,15 @@ def truncation_plot(found: list[dict[str, Any]], samples: int, reference: int) -
     labels = [f"{row['truncation']:g}" if row["truncation"] else "none" for row in found]
     left.plot(labels, [row["fid"] for row in found], color=gan.BLUE, marker=".")
     left.set(
-        xlabel="truncation", ylabel="FID", title=f"{samples:,} samples against {reference:,} images", ylim=(0, None)
+        xlabel="truncation",
+        ylabel="FID",
+        title=f"{samples:,} samples against {reference:,} images",
+        ylim=(0, 1.08 * max(row["fid"] for row in found)),
     )
     right.plot([row["recall"] for row in found], [row["precision"] for row in found], color=gan.ORANGE, marker=".")
     for row, label in zip(found, labels, strict=True):
         right.annotate(label, (row["recall"], row["precision"]), xytext=(5, 4), textcoords="offset points")
+    right.margins(0.12)  # for the labels
     right.set(xlabel="recall (variety)", ylabel="precision (fidelity)", title="by truncation")
     for axes in (left, right):
         axes.grid(alpha=0.25)

@@ -239,7 +239,7 @@ STRIPS = {  # rows and columns of tiles; CycleGAN's are three threes and the gap
     "emoji-ls-gp": (8, 8),
     "cyclegan": (3, 12),
 }
-SWEEPS = ("recipe",)
+SWEEPS = ("recipe", "loss")
 STRIPS |= dict.fromkeys(SWEEPS, (2, 8))
 FIGURES: dict[str, Callable[[], Figure]] = {
     "task1-losses": lambda: of_one("task1", "default", {"J(D)": {"D": "d_loss"}, "J(G)": {"G": "g_loss"}}, "step"),

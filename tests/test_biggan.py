@@ -19,6 +19,7 @@ CPU = torch.device("cpu")
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 SMALL = "--width-g 4 --width-d 4 --latent-dim 8 --embedding 6 --batch-size 4 --precision fp32 --device cpu --seed 3"
 SMALL = SMALL.split()
+SAVED = Path(biggan.__file__).parents[1] / "saved_models"
 
 
 def biggan_options(*words):
@@ -280,8 +281,7 @@ def test_embeddings_are_drawn(model, tmp_path, capsys):
 
 
 def test_tsne_keeps_near_classes_together():
-    path = Path(biggan.__file__).parents[1] / "saved_models" / "cifar10-small.safetensors"
-    generator = gan.load_network(path, "generator", recipe=biggan.RECIPE)
+    generator = gan.load_network(SAVED / "cifar10-small.safetensors", "generator", recipe=biggan.RECIPE)
     names, rows = generator.architecture["classes"], generator.embeddings()
     distances = biggan.cosine_distances(rows)
     for seed in range(3):
@@ -322,7 +322,7 @@ def test_paths_are_measured(model, tmp_path, weights, early, capsys):
     ranks = [scipy.stats.rankdata([row[name] for row in facts["pairs"]]) for name in ("cosine distance", "detour")]
     assert facts["rank correlation"]["detour"]["rho"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
     # By hand: the features of one pair's images.
-    assert biggan.main([*words, str(tmp_path / "one"), "--pairs", "dog,ant"]) == 0
+    assert biggan.main([*words, str(tmp_path / "one"), "--pairs", "dog,ant", "ant, dog", "3,0"]) == 0
     generator = gan.load_network(model, "generator", recipe=biggan.RECIPE)
     images = biggan.path_images(generator, (3, 0), 3, 2, 0, None)
     features = gan.Inception(weights / "random.pth", CPU).features(iter(images), 6, "")["64"].unflatten(0, (3, 2))
@@ -331,6 +331,9 @@ def test_paths_are_measured(model, tmp_path, weights, early, capsys):
     assert float(row["ppl"]) == pytest.approx(
         ((features[1:] - features[:-1]) * 2).square().sum(2).mean().item(), rel=1e-3
     )
+    first, middle, last = images.reshape(3, 2, -1).astype(float)
+    length = np.linalg.norm(middle - first, axis=1) + np.linalg.norm(last - middle, axis=1)
+    assert float(row["pixel detour"]) == pytest.approx((length / np.linalg.norm(last - first, axis=1)).mean(), rel=1e-4)
 
 
 def test_truncation_is_measured(model, labelled, tmp_path, weights, early, capsys):
@@ -358,6 +361,7 @@ def test_mistakes_are_one_sentence(model, labelled, tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
     png = ["--out", str(tmp_path / "out.png")]
     (tmp_path / "empty").mkdir()
+    (tmp_path / "sub" / "t.csv").mkdir(parents=True)
     for words, said in (
         (["--data", str(labelled), "--arch", "dcgan", *out], "--arch"),
         (["--data", str(labelled), "--latent-dim", "2", "--image-size", "16", *out], "--latent-dim 2"),
@@ -378,7 +382,15 @@ def test_mistakes_are_one_sentence(model, labelled, tmp_path, capsys):
         (["paths", str(model), "--pairs", "cat", *out], "--pairs cat: takes two classes"),
         (["paths", str(model), "--out", str(labelled)], "is there already"),
         (["truncation", str(model), "--pretrained", "x", *png], "unrecognized arguments: --pretrained"),
+        (["paths", str(model), "--alphas", "2", *out], "--alphas: '2' is not a whole number from 3"),
+        (["interpolate", str(model), "--classes", "cat,2", *png], "--classes cat,2: is one class"),
+        (["interpolate", str(model), "--classes", "cat,dog", "--out", f"{model}/x.png"], "is not a folder that can be"),
+        (
+            ["interpolate", str(SAVED / "cifar10-ls.safetensors"), "--classes", "cat,dog", *png],
+            "no model of labs.biggan",
+        ),
         (["truncation", str(model), "--truncations", "0", *png], "--truncations: '0' is not"),
+        (["truncation", str(model), "--out", str(tmp_path / "sub" / "t.png")], "t.csv is a folder"),
     ):
         assert biggan.main(words) == 2, words
         message = capsys.readouterr().err
