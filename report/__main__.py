@@ -2,7 +2,8 @@
 
     python -m report run                     # all that have no result yet
     python -m report run NAME… --budget 60   # these, again if need be, for at most an hour; the next call goes on
-    python -m report run --scale gpu --jobs 6    # longer sweeps, three seeds, more samples, six runs at a time
+    python -m report run --scale gpu --jobs 6    # longer sweeps, three seeds, more samples, six runs at a time; and
+                                             # the experiments that two CPU cores are not asked for
     python -m report run --inception-weights FILE    # for the FIDs among them, where there is no network
     python -m report build                   # Report.pdf, from results/ alone
 
@@ -20,6 +21,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -47,16 +49,18 @@ RESULTS = ROOT / "report" / "results"
 RUNS = ROOT / "runs" / "report"
 SOURCE = ROOT / "report" / "report.typ"
 TAIL = 10  # epochs at a run's end whose mean is its result: single epochs swing
+CHILDREN: set[subprocess.Popen] = set()  # the programs that this one has started, to which SIGTERM is passed on
 
 
 def load_experiments(scale: str = "cpu") -> dict[str, Any]:
     """The experiments by name; the scale's numbers take the places of {epochs}, {samples}, {reference} in them.
 
     A run whose command has a {seed} is a run for each of the scale's: "deconv", "deconv-seed-2" … An experiment is told
-    the numbers that it takes ("scale") and where its runs are ("folder").
+    the numbers that it takes ("scale") and where its runs are ("folder"). One only for another scale is left out.
     """
     experiments = tomllib.loads(EXPERIMENTS.read_text(encoding="utf-8"))
     numbers = experiments.pop("scales")[scale]
+    experiments = {name: other for name, other in experiments.items() if other.get("only", scale) == scale}
     written = {(name, run): line for name, other in experiments.items() for run, line in other.get("runs", {}).items()}
 
     def resolved(command: str) -> str:
@@ -140,6 +144,32 @@ def each(work: Callable, items: Iterable[tuple], jobs: int) -> list:
     return [future.result() for future in futures]
 
 
+def finished(line: list[str], deadline: float, **streams: Any) -> tuple[int | None, str | None]:
+    """The exit status of `python` with these words, and what it printed if that is piped; no status if its time is up.
+
+    It is then told so by SIGTERM, at which a run saves; not by SIGINT, to which background jobs of a shell are deaf.
+    """
+    line = [sys.executable, *line]
+    process = subprocess.Popen(line, cwd=ROOT, text=True, **streams)  # where the experiments' paths begin
+    CHILDREN.add(process)
+    try:
+        printed, _ = process.communicate(timeout=None if deadline == np.inf else max(0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.communicate()
+        return None, None
+    finally:
+        CHILDREN.discard(process)
+    return process.returncode, printed
+
+
+def pass_on(number: int, frame: Any) -> None:
+    """Pass a signal on to what this program has started, which would go on without it, and end as by Ctrl-C."""
+    for process in CHILDREN.copy():
+        process.send_signal(number)
+    raise gan.Stopped(number)
+
+
 def complete(out: Path, words: str, deadline: float, alone: bool = True) -> None:
     """Bring a run to its end, from where it is; raises SystemExit if it fails or the time is up.
 
@@ -152,16 +182,12 @@ def complete(out: Path, words: str, deadline: float, alone: bool = True) -> None
             return
     begun = (out / "checkpoints" / "last.pt").exists()
     start, given = program(words)
-    line = [sys.executable, *start, *(["--resume"] if begun else given), "--out", str(out)]
+    line = [*start, *(["--resume"] if begun else given), "--out", str(out)]
     out.parent.mkdir(parents=True, exist_ok=True)
     log = words_beside_others(out)
     with contextlib.nullcontext() if alone else open(log, "a", encoding="utf-8") as said:
-        process = subprocess.Popen(line, cwd=ROOT, stdout=said, stderr=said)  # where the experiments' paths begin
-    try:
-        status = process.wait(None if deadline == np.inf else max(0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)  # not SIGINT, to which background jobs of a shell are deaf
-        process.wait()
+        status, _ = finished(line, deadline, stdout=said, stderr=said)
+    if status is None:
         sys.exit(f"the budget is spent; the same command goes on with {out}")
     if status:
         sys.exit(f"the run in {out} ended with status {status}" + ("" if alone else f" (see {log})"))
@@ -199,9 +225,21 @@ def measure(out: Path, words: str) -> dict[str, Any]:
     result |= {name: options[name] for name in ("seed", "data_fingerprint", "device_name", "precision", "versions")}
     if words_beside_others(out).exists():
         result["beside others"] = True  # which made it slower
-    result["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    result["machine"] = machine()
     result["date"] = time.strftime("%Y-%m-%d", time.gmtime((out / "epochs.csv").stat().st_mtime))
     return result
+
+
+def machine() -> str:
+    """System, kind and number of this machine's cores: "Linux x86_64, 2 cores (AMD EPYC Processor)"."""
+    cores = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    try:  # where Linux has the name that platform.processor() does not know there
+        said = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        said = ""
+    named = re.search(r"^model name\s*:\s*(.+)$", said, re.MULTILINE)
+    name = re.sub(r"\((R|TM)\)", "", named[1] if named else platform.processor())
+    return f"{cores} ({name})" if name else cores
 
 
 def mean(rows: list[dict[str, float]], name: str) -> float:
@@ -228,14 +266,12 @@ def typed(command: str, inception: str = "", **places: Path) -> list[str]:
 def printed_by(line: list[str], deadline: float = np.inf) -> str:
     """What such a command prints; raises SystemExit if it fails or the time is up."""
     said = shlex.join(["python", *line])
-    left = None if deadline == np.inf else max(0, deadline - time.monotonic())
-    try:
-        process = subprocess.run([sys.executable, *line], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=left)
-    except subprocess.TimeoutExpired:
+    status, printed = finished(line, deadline, stdout=subprocess.PIPE)
+    if status is None:
         sys.exit(f"the budget is spent; the same command begins again with {said}")
-    if process.returncode:
-        sys.exit(f"{said} ended with status {process.returncode}")
-    return process.stdout
+    if status:
+        sys.exit(f"{said} ended with status {status}")
+    return printed
 
 
 def measured_by(command: str, name: str, out: Path, inception: str, deadline: float = np.inf) -> dict[str, Any]:
@@ -331,13 +367,20 @@ def example_sheet(data: str, rows: int) -> Image.Image:
     return gan.sheet(pixels[..., 0] if pixels.shape[3] == 1 else pixels, columns)
 
 
-def run(name: str, everything: dict[str, Any], deadline: float, inception: str = "", jobs: int = 1) -> None:
-    """Complete an experiment's runs, `jobs` at a time, and write its facts to results/<name>/."""
+def complete_all(names: list[str], everything: dict[str, Any], deadline: float, jobs: int) -> None:
+    """Bring the runs of experiments to their ends, and those whose classifiers judge them, `jobs` at a time."""
+    runs = [(name, run_name) for name in names for run_name in everything[name]["runs"]]
+    runs += [everything[name]["judge"]["run"].split("/") for name in names if "judge" in everything[name]]
+    places = dict.fromkeys(located(*run, everything) for run in runs)  # experiments share some
+    alone = min(jobs, len(places)) < 2
+    each(complete, [(*place, deadline, alone) for place in places], jobs)
+
+
+def keep(name: str, everything: dict[str, Any], deadline: float, inception: str = "", jobs: int = 1) -> None:
+    """Measure an experiment's runs, which are complete, `jobs` at a time, and write its facts to results/<name>/."""
     experiment, results = everything[name], RESULTS / name
     facts: dict[str, dict[str, Any]] = {}
     places = {run_name: located(name, run_name, everything) for run_name in experiment["runs"]}
-    alone = min(jobs, len(places)) < 2
-    each(complete, [(*place, deadline, alone) for place in places.values()], jobs)
     for run_name, (out, words) in places.items():
         start, given = program(words)
         facts[run_name] = {"command": shlex.join(["python", *start, *given]), **measure(out, words)}
@@ -346,8 +389,7 @@ def run(name: str, everything: dict[str, Any], deadline: float, inception: str =
     outs = {run_name: out for run_name, (out, _) in places.items()}
     if "judge" in experiment:
         judging_run, count = experiment["judge"]["run"], experiment["judge"]["samples"]
-        classifier, words = located(*judging_run.split("/"), everything)
-        complete(classifier, words, deadline)
+        classifier, _ = located(*judging_run.split("/"), everything)
         for run_name, (out, words) in places.items():
             said = judge(out, recipe_of(words), classifier / "discriminator.safetensors", count)
             facts[run_name][f"judged by {judging_run}"] = said
@@ -439,8 +481,12 @@ def run_asked(options: argparse.Namespace) -> None:
     deadline = time.monotonic() + options.budget * 60
     weights = options.inception_weights
     inception = shlex.join(["--inception-weights", str(weights.resolve())]) if weights else ""
-    for name in options.names or [name for name in experiments if not has_results(name, experiments[name])]:
-        run(name, experiments, deadline, inception, options.jobs)
+    names = options.names or [name for name in experiments if not has_results(name, experiments[name])]
+    # One after the other; several runs at a time are those of all, so that no experiment waits for another's slowest.
+    for together in [names] if options.jobs > 1 else [[name] for name in names]:
+        complete_all(together, experiments, deadline, options.jobs)
+        for name in together:
+            keep(name, experiments, deadline, inception, options.jobs)
 
 
 def has_results(name: str, experiment: dict[str, Any]) -> bool:
@@ -450,4 +496,5 @@ def has_results(name: str, experiment: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, pass_on)
+    gan.exit_with(main)

@@ -1,6 +1,5 @@
 """The experiments: their commands are the script's, and what is kept of a run is what the run wrote."""
 
-import argparse
 import csv
 import importlib
 import itertools
@@ -212,15 +211,20 @@ def test_a_scale_fills_the_places_of_its_numbers(tmp_path, monkeypatch):
 def test_what_a_command_measures_is_kept_in_the_runs_folder(tmp_path, monkeypatch):
     asked = []
 
-    def fake(line, **options):
-        asked.append(line[1:])
-        if options["timeout"] == 0:
-            raise subprocess.TimeoutExpired(line, 0)
-        return argparse.Namespace(
-            returncode=3 if "bad" in line else 0, stdout=json.dumps({"fid": 7.5, "command": "its own"})
-        )
+    class Fake:
+        def __init__(self, line, **streams):
+            asked.append(line[1:])
+            self.returncode = 3 if "bad" in line else 0
 
-    monkeypatch.setattr(report.subprocess, "run", fake)
+        def communicate(self, timeout=None):
+            if timeout == 0:
+                raise subprocess.TimeoutExpired("line", 0)
+            return json.dumps({"fid": 7.5, "command": "its own"}), None
+
+        def terminate(self):
+            self.communicate = lambda: asked.append("told to end")
+
+    monkeypatch.setattr(report.subprocess, "Popen", Fake)
     command = "evaluate {out}/generator.safetensors --samples 20 {inception}"
     out = tmp_path / "a run"
     model = f"{os.path.relpath(out, report.ROOT)}/generator.safetensors"
@@ -252,6 +256,8 @@ def test_what_a_command_measures_is_kept_in_the_runs_folder(tmp_path, monkeypatc
     assert len(asked) == 3
     with pytest.raises(SystemExit, match="the budget is spent"):
         report.measured_by(command, "again", out, "", deadline=time.monotonic() - 1)
+    assert asked[-1] == "told to end"
+    assert not report.CHILDREN
 
 
 def test_an_experiment_without_runs_measures_and_draws_once(tmp_path, monkeypatch, capsys):
@@ -265,7 +271,7 @@ def test_an_experiment_without_runs_measures_and_draws_once(tmp_path, monkeypatc
         monkeypatch.setattr(report, name, tmp_path / {"EXPERIMENTS": "experiments.toml"}.get(name, name))
     asked = []
     monkeypatch.setattr(report, "printed_by", lambda line, deadline: asked.append(line) or '{"ratio": 2}')
-    report.run("toy", report.load_experiments(), np.inf)
+    report.keep("toy", report.load_experiments(), np.inf)
     picture = os.path.relpath(tmp_path / "RESULTS/toy/path.png", report.ROOT)
     assert asked == [
         ["-m", "benchmarks.throughput", "--json"],
@@ -345,6 +351,66 @@ def test_after_ctrl_c_what_was_begun_ends_and_nothing_more_is_begun():
     assert begun == ended == [0]
 
 
+def test_sigterm_is_passed_on_to_the_runs_which_save(tmp_path, monkeypatch, capfd):
+    data = save_all(pictures(24), tmp_path / "data" / "cat").parent
+    words = shlex.join([*TOY, "--data", str(data), "--epochs", "1000000", "--seed"])
+    (tmp_path / "experiments.toml").write_text(
+        "[scales]\ncpu = { seed = [1] }\n[toy]\nquestion = '?'\nsheets = [1]\n"
+        f"[toy.runs]\na = '{words} 1'\nb = '{words} 2'\nc = '{words} 3'\n"
+    )
+    for name in ("EXPERIMENTS", "RESULTS", "RUNS"):
+        monkeypatch.setattr(report, name, tmp_path / {"EXPERIMENTS": "experiments.toml"}.get(name, name))
+    monkeypatch.setattr("sys.argv", ["report", "run", "--jobs", "2"])
+    outs = [tmp_path / "RUNS" / "toy" / run for run in "ab"]
+
+    def ask():
+        while not all((out / "checkpoints" / "last.pt").exists() for out in outs):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, report.pass_on)
+    try:
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        assert report.main() == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capfd.readouterr().err
+    assert "waiting for the runs to save" in said
+    assert "interrupted" in said.splitlines()[-1]
+    for out in outs:
+        assert "go on from what is saved with" in report.words_beside_others(out).read_text()
+        assert gan.load_checkpoint(out / "checkpoints" / "last.pt")["step"] >= 0
+    assert not (tmp_path / "RUNS" / "toy" / "c").exists()
+    assert not (tmp_path / "RESULTS").exists()
+
+
+def test_runs_of_all_experiments_are_begun_together_and_each_once(tmp_path, monkeypatch):
+    (tmp_path / "experiments.toml").write_text(
+        "[scales]\ncpu = { seed = [1, 2] }\n"
+        "[a]\nquestion = '?'\n[a.runs]\nx = '--seed {seed}'\n"
+        "[b]\nquestion = '?'\njudge = { run = 'c/z', samples = 2 }\n[b.runs]\ny = '@a/x'\nv = '--flip'\n"
+        "[c]\nquestion = '?'\nonly = 'cpu'\n[c.runs]\nz = '--multitask'\n[d]\nquestion = '?'\nonly = 'gpu'\n"
+    )
+    monkeypatch.setattr(report, "EXPERIMENTS", tmp_path / "experiments.toml")
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    did = []
+    monkeypatch.setattr(report, "complete", lambda out, words, deadline, alone: did.append((out.name, words, alone)))
+    monkeypatch.setattr(report, "keep", lambda name, *_: did.append(name))
+    monkeypatch.setattr("sys.argv", ["report", "run", "--jobs", "3"])
+    assert report.main() == 0
+    *runs, a, b, c = did
+    runs_of_a = [("x", "--seed 1", False), ("x-seed-2", "--seed 2", False)]
+    assert sorted(runs) == [("v", "--flip", False), *runs_of_a, ("z", "--multitask", False)]
+    assert [a, b, c] == ["a", "b", "c"]  # d is for a GPU only
+    did.clear()
+    monkeypatch.setattr("sys.argv", ["report", "run"])
+    assert report.main() == 0
+    one_by_one = [(run, words, True) for run, words, _ in (*runs_of_a, ("v", "--flip", 0), ("z", "--multitask", 0))]
+    x, second, v, z = one_by_one
+    assert did == [x, second, "a", x, second, v, z, "b", z, "c"]  # what is whole is only looked at
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_of_a_preset_goes_on(tmp_path):
     data = save_all(pictures(40)[..., 0], tmp_path / "data")
@@ -358,6 +424,19 @@ def test_an_interrupted_run_of_a_preset_goes_on(tmp_path):
     assert report.read_rows(out / "epochs.csv")[-1]["step"] == 3
     report.complete(out, words, 0.0)  # nothing left to do
     assert report.measure(out, words)["d_loss, last row of 1 iterations"]
+
+
+def test_the_machine_is_named(monkeypatch):
+    cores = f"{os.cpu_count()} cores"
+    monkeypatch.setattr(
+        report.Path, "read_text", lambda self, **_: "processor : 0\nmodel name\t: Some(R) CPU\ncache : 1"
+    )
+    assert report.machine().endswith(f"{cores} (Some CPU)")
+    monkeypatch.setattr(report.Path, "read_text", lambda self, **_: open("/no/such/file"))
+    monkeypatch.setattr(report.platform, "processor", lambda: "arm")  # as macOS has it
+    assert report.machine().endswith(f"{cores} (arm)")
+    monkeypatch.setattr(report.platform, "processor", lambda: "")
+    assert report.machine().endswith(cores)
 
 
 def test_long_tables_are_thinned(tmp_path):
@@ -450,8 +529,9 @@ def test_the_report_is_of_the_present_results(built):
     assert old == new
 
 
-def test_all_results_are_of_experiments_and_each_section_its_text(built):
+def test_each_experiment_has_its_results_and_each_section_its_text(built):
     experiments = report.load_experiments()
+    assert {path.name for path in report.RESULTS.iterdir()} <= experiments.keys()
     for name in sorted(path.name for path in report.RESULTS.iterdir()):
         experiment = experiments[name]
         metrics = json.loads((report.RESULTS / name / "metrics.json").read_text(encoding="utf-8"))
