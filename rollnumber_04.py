@@ -189,7 +189,7 @@ def save_cached(name: str, tensors: dict[str, Tensor]) -> None:
 
 
 class Stopped(KeyboardInterrupt):
-    """The second signal to a run that is ending for the first: its argument is the signal's number."""
+    """A signal that ends a program now, such as the second to a run that is saving: its argument is its number."""
 
 
 class NoTestSplit(UserError):

@@ -27,9 +27,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from itertools import pairwise
@@ -41,7 +42,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import rollnumber_04 as gan
-from report import GAP, SEED
+from report import GAP, SEED, SPECTRA
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "report" / "experiments.toml"
@@ -49,7 +50,13 @@ RESULTS = ROOT / "report" / "results"
 RUNS = ROOT / "runs" / "report"
 SOURCE = ROOT / "report" / "report.typ"
 TAIL = 10  # epochs at a run's end whose mean is its result: single epochs swing
-CHILDREN: set[subprocess.Popen] = set()  # the programs that this one has started, to which SIGTERM is passed on
+CHILDREN: set[subprocess.Popen] = set()  # the programs that this one has started and that still run
+STOPPING = threading.Event()  # a signal has asked this program to end
+
+
+def load_scales() -> list[str]:
+    """The names of the scales, "cpu" first."""
+    return [*tomllib.loads(EXPERIMENTS.read_text(encoding="utf-8"))["scales"]]
 
 
 def load_experiments(scale: str = "cpu") -> dict[str, Any]:
@@ -120,13 +127,13 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 def each(work: Callable, items: Iterable[tuple], jobs: int) -> list:
     """What work(*item) gives for each item, `jobs` at a time; after a failure or Ctrl-C none of the others is begun.
 
-    Raises the first failure, once what was begun beside it has come to its end.
+    Raises the interruption or the first failure, once what was begun beside it has come to its end.
     """
     failed: list[BaseException] = []
 
     def unless_failed(*item: Any) -> Any:
         try:
-            return None if failed else work(*item)
+            return None if failed or STOPPING.is_set() else work(*item)
         except BaseException as error:
             failed.append(error)
             if jobs > 1:
@@ -136,38 +143,78 @@ def each(work: Callable, items: Iterable[tuple], jobs: int) -> list:
         try:
             futures = [pool.submit(unless_failed, *item) for item in items]
             wait(futures)
-        except KeyboardInterrupt as error:  # the runs hear it, too
-            failed.append(error)
+        except KeyboardInterrupt as error:
+            failed.insert(0, error)  # before what the runs that were told to stop say of it
             print("waiting for the runs to save", file=sys.stderr, flush=True)
     if failed:
         raise failed[0]
     return [future.result() for future in futures]
 
 
-def finished(line: list[str], deadline: float, **streams: Any) -> tuple[int | None, str | None]:
-    """The exit status of `python` with these words, and what it printed if that is piped; no status if its time is up.
-
-    It is then told so by SIGTERM, at which a run saves; not by SIGINT, to which background jobs of a shell are deaf.
-    """
+def status_of(line: list[str], deadline: float, **streams: Any) -> int | None:
+    """The exit status of `python` with these words, or None if it was told to stop at the deadline."""
+    own_group = {"process_group": 0} if os.name == "posix" else {}  # `stop` is to reach its workers, too
     line = [sys.executable, *line]
-    process = subprocess.Popen(line, cwd=ROOT, text=True, **streams)  # where the experiments' paths begin
+    process = subprocess.Popen(line, cwd=ROOT, **own_group, **streams)  # where the experiments' paths begin
     CHILDREN.add(process)
+    if STOPPING.is_set():  # since it was decided to start this
+        stop(process)
     try:
-        printed, _ = process.communicate(timeout=None if deadline == np.inf else max(0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        process.communicate()
-        return None, None
+        return process.wait(None if deadline == np.inf else max(0, deadline - time.monotonic()))
+    except BaseException as reason:
+        stop(process)
+        process.wait()
+        if isinstance(reason, subprocess.TimeoutExpired):
+            return None
+        raise
     finally:
         CHILDREN.discard(process)
-    return process.returncode, printed
 
 
-def pass_on(number: int, frame: Any) -> None:
-    """Pass a signal on to what this program has started, which would go on without it, and end as by Ctrl-C."""
-    for process in CHILDREN.copy():
-        process.send_signal(number)
-    raise gan.Stopped(number)
+def stop(process: subprocess.Popen) -> None:
+    """Tell a program to end, and its own workers: by SIGTERM, at which a run saves. Windows ends it at once."""
+    if os.name != "posix":
+        process.terminate()
+        return
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.killpg(process.pid, signal.SIGTERM)  # not SIGINT, to which background jobs of a shell are deaf
+
+
+@contextlib.contextmanager
+def signals_passed_on() -> Iterator[None]:
+    """Tell what runs to stop at Ctrl-C, SIGTERM or a terminal's end, which would go on without this program.
+
+    Raises Stopped, at the first signal; `timeout` sends two, and a run's second is to stop it unsaved.
+    """
+
+    def pass_on(number: int, frame: Any) -> None:
+        if STOPPING.is_set():
+            return
+        STOPPING.set()
+        for process in CHILDREN.copy():
+            stop(process)
+        raise gan.Stopped(number)
+
+    wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ignored = (signal.SIG_IGN, None)  # nohup stays nohup
+    before = {number: old for number in wanted if (old := signal.getsignal(number)) not in ignored}
+    for number in before:
+        signal.signal(number, pass_on)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        STOPPING.clear()
+
+
+def is_whole(out: Path, words: str) -> bool:
+    """Whether a run has come to the end that its command asks for."""
+    if not (out / "epochs.csv").exists():
+        return False
+    rows, options = read_rows(out / "epochs.csv"), parsed(words)
+    unit, asked = ("step", options.iterations) if options.iterations else ("epoch", options.epochs)
+    return bool(rows) and rows[-1][unit] >= asked
 
 
 def complete(out: Path, words: str, deadline: float, alone: bool = True) -> None:
@@ -175,18 +222,15 @@ def complete(out: Path, words: str, deadline: float, alone: bool = True) -> None
 
     If it is not alone, what it prints goes into a file beside its folder.
     """
-    if (out / "epochs.csv").exists():
-        rows, options = read_rows(out / "epochs.csv"), parsed(words)
-        unit, asked = ("step", options.iterations) if options.iterations else ("epoch", options.epochs)
-        if rows and rows[-1][unit] >= asked:
-            return
+    if is_whole(out, words):
+        return
     begun = (out / "checkpoints" / "last.pt").exists()
     start, given = program(words)
     line = [*start, *(["--resume"] if begun else given), "--out", str(out)]
     out.parent.mkdir(parents=True, exist_ok=True)
     log = words_beside_others(out)
     with contextlib.nullcontext() if alone else open(log, "a", encoding="utf-8") as said:
-        status, _ = finished(line, deadline, stdout=said, stderr=said)
+        status = status_of(line, deadline, stdout=said, stderr=said)
     if status is None:
         sys.exit(f"the budget is spent; the same command goes on with {out}")
     if status:
@@ -266,12 +310,14 @@ def typed(command: str, inception: str = "", **places: Path) -> list[str]:
 def printed_by(line: list[str], deadline: float = np.inf) -> str:
     """What such a command prints; raises SystemExit if it fails or the time is up."""
     said = shlex.join(["python", *line])
-    status, printed = finished(line, deadline, stdout=subprocess.PIPE)
-    if status is None:
-        sys.exit(f"the budget is spent; the same command begins again with {said}")
-    if status:
-        sys.exit(f"{said} ended with status {status}")
-    return printed
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
+        status = status_of(line, deadline, stdout=printed)
+        if status is None:
+            sys.exit(f"the budget is spent; the same command begins again with {said}")
+        if status:
+            sys.exit(f"{said} ended with status {status}")
+        printed.seek(0)
+        return printed.read()
 
 
 def measured_by(command: str, name: str, out: Path, inception: str, deadline: float = np.inf) -> dict[str, Any]:
@@ -299,18 +345,29 @@ def spectrum(images: np.ndarray) -> np.ndarray:
     return np.fft.fftshift(power.mean(0))
 
 
-def keep_spectra(outs: dict[str, Path], data: Path, count: int, results: Path) -> None:
-    """Write such powers of training images, of samples of seed 0 by each G's average, and by its last weights."""
-    found = {}
+def keep_spectra(outs: dict[str, Path], data: Path, count: int, results: Path) -> dict[str, dict[str, float]]:
+    """Write the `spectrum` of training images, and of samples of seed 0 by each G's average and by its last weights.
+
+    Returns, for each run and both of its weights, the samples' power over the images' at half a cycle a pixel in both
+    directions, which is that of a checkerboard of single pixels.
+    """
+    found: dict[str, dict[str, np.ndarray]] = {}
     for run_name, out in outs.items():
         generator = gan.load_generator(out / "generator.safetensors")
-        found[f"{run_name}-spectrum"] = generator.generate(count)
+        averaged = spectrum(generator.generate(count))
         generator.load_state_dict(gan.load_checkpoint(out / "checkpoints" / "last.pt")["networks"]["generator"])
-        found[f"{run_name}-spectrum-of-last-weights"] = generator.generate(count)
+        found[run_name] = {"average": averaged, "last weights": spectrum(generator.generate(count))}
     images = gan.load_images(data, image_size=generator.architecture["image_size"])
-    found["spectrum-of-images"] = gan.real_sample(images, count)[0].numpy()
-    for name, pixels in found.items():
-        np.savetxt(results / f"{name}.csv", spectrum(pixels), "%.5g", ",")
+    of_images = spectrum(gan.real_sample(images, count)[0].numpy())
+    np.savetxt(results / "spectrum-of-images.csv", of_images, "%.5g", ",")
+    for run_name, spectra in found.items():
+        for weights, power in spectra.items():
+            np.savetxt(results / f"{run_name}-{SPECTRA[weights]}.csv", power, "%.5g", ",")
+    corner = (0, 0)  # frequencies of -½ and -½
+    return {
+        run_name: {weights: float(power[corner] / of_images[corner]) for weights, power in spectra.items()}
+        for run_name, spectra in found.items()
+    }
 
 
 def sample_sheet(folder: Path, number: int) -> Path:
@@ -367,13 +424,19 @@ def example_sheet(data: str, rows: int) -> Image.Image:
     return gan.sheet(pixels[..., 0] if pixels.shape[3] == 1 else pixels, columns)
 
 
+def runs_of(name: str, everything: dict[str, Any]) -> list[tuple[Path, str]]:
+    """The folders and commands of an experiment's runs, and of the one whose classifier judges them."""
+    runs = [(name, run_name) for run_name in everything[name]["runs"]]
+    if "judge" in everything[name]:
+        runs.append(everything[name]["judge"]["run"].split("/"))
+    return [located(*run, everything) for run in runs]
+
+
 def complete_all(names: list[str], everything: dict[str, Any], deadline: float, jobs: int) -> None:
-    """Bring the runs of experiments to their ends, and those whose classifiers judge them, `jobs` at a time."""
-    runs = [(name, run_name) for name in names for run_name in everything[name]["runs"]]
-    runs += [everything[name]["judge"]["run"].split("/") for name in names if "judge" in everything[name]]
-    places = dict.fromkeys(located(*run, everything) for run in runs)  # experiments share some
-    alone = min(jobs, len(places)) < 2
-    each(complete, [(*place, deadline, alone) for place in places], jobs)
+    """Bring all that experiments need to its end, `jobs` runs at a time; raises SystemExit if one fails."""
+    needed = dict.fromkeys(place for name in names for place in runs_of(name, everything))  # experiments share some
+    missing = [place for place in needed if not is_whole(*place)]
+    each(complete, [(*place, deadline, min(jobs, len(missing)) < 2) for place in missing], jobs)
 
 
 def keep(name: str, everything: dict[str, Any], deadline: float, inception: str = "", jobs: int = 1) -> None:
@@ -409,7 +472,9 @@ def keep(name: str, everything: dict[str, Any], deadline: float, inception: str 
                 (results / f"{stem}{path.name}").write_bytes(path.read_bytes())
     if "spectrum" in experiment:
         _, words = next(iter(places.values()))
-        keep_spectra(without_seeds(outs), ROOT / parsed(words).data, experiment["spectrum"], results)
+        checkerboards = keep_spectra(without_seeds(outs), ROOT / parsed(words).data, experiment["spectrum"], results)
+        for run_name, ratios in checkerboards.items():
+            facts[run_name]["checkerboard, power over that of images"] = ratios
     for set_name, data in experiment.get("examples", {}).items():
         example_sheet(data, rows=6).save(results / f"{set_name}.png", optimize=True)
     if outs:
@@ -461,11 +526,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m report", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("run", help="run the experiments and keep their facts")
-    names = ", ".join(load_experiments())
-    command.add_argument("names", nargs="*", metavar="NAME", help=names)
+    scales = load_scales()
+    names = dict.fromkeys(name for scale in scales for name in load_experiments(scale))
+    command.add_argument("names", nargs="*", metavar="NAME", help=", ".join(names))
     command.add_argument("--budget", type=float, default=np.inf, metavar="MINUTES", help="stop after so long")
-    command.add_argument("--scale", choices=("cpu", "gpu"), default="cpu", help="of the sweeps (cpu)")
-    command.add_argument("--jobs", type=gan.whole(1, 64), default=1, metavar="N", help="runs at a time (1), for a GPU")
+    command.add_argument(
+        "--scale", choices=scales, default=scales[0], help=f"how long the sweeps are, and which are run ({scales[0]})"
+    )
+    command.add_argument("--jobs", type=gan.whole(1, 64), default=1, metavar="N", help="runs at a time (1)")
     command.add_argument("--inception-weights", type=Path, metavar="FILE", help="fetched by torch-fidelity if left out")
     commands.add_parser("build", help="write Report.pdf from the facts")
     options = parser.parse_args()
@@ -476,17 +544,30 @@ def main() -> int:
 def run_asked(options: argparse.Namespace) -> None:
     """The command `run`. Raises UserError."""
     experiments = load_experiments(options.scale)
-    if unknown := set(options.names) - set(experiments):
-        raise gan.UserError(f"there is no experiment {min(unknown)} in {EXPERIMENTS.name}")
+    for name in options.names:
+        if name not in experiments:
+            others = [scale for scale in load_scales() if name in load_experiments(scale)]
+            only = f"{name} is an experiment for --scale {' or '.join(others)} only"
+            raise gan.UserError(only if others else f"there is no experiment {name} in {EXPERIMENTS.name}")
     deadline = time.monotonic() + options.budget * 60
     weights = options.inception_weights
+    if weights and not weights.is_file():  # found out now, not when the runs are done
+        raise gan.UserError(f"--inception-weights {weights}: there is no such file")
     inception = shlex.join(["--inception-weights", str(weights.resolve())]) if weights else ""
     names = options.names or [name for name in experiments if not has_results(name, experiments[name])]
-    # One after the other; several runs at a time are those of all, so that no experiment waits for another's slowest.
-    for together in [names] if options.jobs > 1 else [[name] for name in names]:
-        complete_all(together, experiments, deadline, options.jobs)
-        for name in together:
-            keep(name, experiments, deadline, inception, options.jobs)
+    with signals_passed_on():
+        # One by one; several runs at a time are those of all, so that no experiment waits for another's slowest.
+        for together in [names] if options.jobs > 1 else [[name] for name in names]:
+            failure = None
+            try:
+                complete_all(together, experiments, deadline, options.jobs)
+            except SystemExit as error:  # what is whole all the same is kept
+                failure = error
+                together = [name for name in together if all(is_whole(*run) for run in runs_of(name, experiments))]
+            for name in together:
+                keep(name, experiments, deadline, inception, options.jobs)
+            if failure:
+                raise failure
 
 
 def has_results(name: str, experiment: dict[str, Any]) -> bool:
@@ -496,5 +577,4 @@ def has_results(name: str, experiment: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, pass_on)
     gan.exit_with(main)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import rollnumber_04 as gan
-from report import GAP, SEED
+from report import GAP, SEED, SPECTRA
 
 RESULTS = Path(__file__).resolve().parent / "results"
 COLOURS = ("#2f6fb0", "#c8641b", "#3a8f4d", "#8b4fa8", "#a8323e", "#6b6b6b", "#b59a00", "#18a0a8")
@@ -129,7 +129,7 @@ def confusion(experiment: str, run: str) -> Figure:
 
 
 def networks() -> dict[str, Any]:
-    """The default networks' layers, their parameters and the sizes of what they give: for the drawing of them."""
+    """The default networks' layers, their kernels and parameters, and the sizes of what they are given and give."""
     drawn = {}
     for name, network, given in (
         ("generator", gan.Generator(), torch.zeros(2, 100)),
@@ -137,9 +137,12 @@ def networks() -> dict[str, Any]:
     ):
         steps: list[dict[str, Any]] = []
 
-        def note(layer: nn.Module, _: Any, output: torch.Tensor, steps: list[dict[str, Any]] = steps) -> None:
-            size = "×".join(map(str, output.shape[1:]))
-            steps.append({"layer": type(layer).__name__, "size": size, "parameters": gan.count_parameters(layer)})
+        def note(layer: nn.Module, inputs: Any, output: torch.Tensor, steps: list[dict[str, Any]] = steps) -> None:
+            step = {"layer": type(layer).__name__, "parameters": gan.count_parameters(layer)}
+            step |= {"from": [*inputs[0].shape[1:]], "to": [*output.shape[1:]]}
+            if not isinstance(layer, nn.Linear):
+                step |= {"kernel": layer.kernel_size[0], "stride": layer.stride[0]}
+            steps.append(step)
 
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
@@ -159,16 +162,15 @@ def spectra(experiment: str) -> Figure:
     figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
     runs = runs_of(experiment)
     panels = figure.subplots(1, 2 * len(runs), sharey=True)
-    whose = {"average": "spectrum", "last weights": "spectrum-of-last-weights"}
     of_images = np.loadtxt(RESULTS / experiment / "spectrum-of-images.csv", delimiter=",")
-    for axes, (run, weights) in zip(panels, product(runs, whose), strict=True):
-        of_samples = np.loadtxt(RESULTS / experiment / f"{run}-{whose[weights]}.csv", delimiter=",")
+    for axes, (run, weights) in zip(panels, product(runs, SPECTRA), strict=True):
+        of_samples = np.loadtxt(RESULTS / experiment / f"{run}-{SPECTRA[weights]}.csv", delimiter=",")
         ratio = np.log10(of_samples / of_images)
         half = 0.5 + 0.5 / len(ratio)  # frequencies from -1/2 to just below 1/2, each in the middle of its square
         place = (-half, 1 - half, 1 - half, -half)
-        drawn = axes.imshow(ratio, cmap="RdBu_r", vmin=-1.5, vmax=1.5, extent=place)
+        drawn = axes.imshow(ratio, cmap="RdBu_r", vmin=-1, vmax=1, extent=place)
         axes.set(title=f"{run},\n{weights}", xlabel="cycles a pixel", xticks=(-0.5, 0), yticks=(-0.5, 0))
-    figure.colorbar(drawn, ax=panels, label="log10 of the ratio")
+    figure.colorbar(drawn, ax=panels, label="log10 of the ratio", extend="both")
     return figure
 
 
@@ -239,7 +241,7 @@ STRIPS = {  # rows and columns of tiles; CycleGAN's are three threes and the gap
     "emoji-ls-gp": (8, 8),
     "cyclegan": (3, 12),
 }
-SWEEPS = ("recipe", "loss")
+SWEEPS = ("recipe", "loss", "batch-size", "optimizers", "rates", "upsampling")
 STRIPS |= dict.fromkeys(SWEEPS, (2, 8))
 FIGURES: dict[str, Callable[[], Figure]] = {
     "task1-losses": lambda: of_one("task1", "default", {"J(D)": {"D": "d_loss"}, "J(G)": {"G": "g_loss"}}, "step"),
@@ -270,6 +272,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "cyclegan-losses": lambda: of_runs(
         "cyclegan", {"cycle_loss": "cycle loss, training images", "test_cycle": "on test images"}
     ),
+    "upsampling-spectra": lambda: spectra("upsampling"),
     "biggan-embeddings": lambda: embeddings("biggan", "small"),
     "biggan-between": lambda: classes_between("biggan", "small"),
 }

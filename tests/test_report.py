@@ -85,12 +85,19 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
     generator.load_state_dict(saved["networks"]["generator"])
     shown = {"with-spectrum": averaged, "with-spectrum-of-last-weights": generator.generate(20)}
     shown["spectrum-of-images"] = gan.real_sample(gan.load_images(tmp_path / "data"), 20)[0].numpy()
+    corners = {}
     for what, images in shown.items():
         power, images = np.loadtxt(results / f"{what}.csv", delimiter=","), images / 127.5 - 1
         assert power.shape == (8, 8)
         assert power.sum() == pytest.approx((images.mean(3) ** 2).sum() / 20, rel=1e-3)  # Parseval
         assert power[4, 4] == pytest.approx((images.mean((1, 2, 3)) ** 2).mean() * 64, rel=1e-3)
+        signs = np.indices((8, 8)).sum(0) % 2 * 2 - 1
+        corners[what] = ((images.mean(3) * signs).sum((1, 2)) ** 2).mean() / 64
     facts = json.loads((results / "metrics.json").read_text())["runs"]
+    ratios = facts["with"]["checkerboard, power over that of images"]
+    assert [*ratios] == ["average", "last weights"]
+    for ratio, what in zip(ratios.values(), shown, strict=False):
+        assert ratio == pytest.approx(corners[what] / corners["spectrum-of-images"], rel=1e-3)
     assert facts["with"]["command"] == f"python rollnumber_04.py {runs['with']}"
     assert [facts[run]["seed"] for run in runs] == [1, 2, 1]
     assert all(facts[run]["beside others"] for run in runs)
@@ -121,7 +128,7 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
     experiments = report.load_experiments()
     assert not report.has_results("toy", experiments["toy"])  # those are of another scale
     (tmp_path / "data").rename(tmp_path / "elsewhere")
-    monkeypatch.setattr(report, "complete", lambda *_: None)
+    monkeypatch.setattr(report, "is_whole", lambda *_: True)
     monkeypatch.setattr("sys.argv", ["report", "run", "toy"])
     with pytest.raises(SystemExit, match=r"was not made with the options of experiments\.toml: epochs"):
         report.main()
@@ -136,6 +143,9 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["report", "run"])
     assert report.main() == 2
     assert "nowhere: there is no such file or folder" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["report", "run", "--inception-weights", "nowhere.pth"])
+    assert report.main() == 2
+    assert "--inception-weights nowhere.pth: there is no such file" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["report", "build"])
     monkeypatch.setitem(sys.modules, "typst", None)
     assert report.main() == 2
@@ -212,19 +222,18 @@ def test_what_a_command_measures_is_kept_in_the_runs_folder(tmp_path, monkeypatc
     asked = []
 
     class Fake:
-        def __init__(self, line, **streams):
+        def __init__(self, line, stdout, **others):
             asked.append(line[1:])
-            self.returncode = 3 if "bad" in line else 0
+            stdout.write(json.dumps({"fid": 7.5, "command": "its own"}))
+            self.status = 3 if "bad" in line else 0
 
-        def communicate(self, timeout=None):
+        def wait(self, timeout=None):
             if timeout == 0:
                 raise subprocess.TimeoutExpired("line", 0)
-            return json.dumps({"fid": 7.5, "command": "its own"}), None
-
-        def terminate(self):
-            self.communicate = lambda: asked.append("told to end")
+            return self.status
 
     monkeypatch.setattr(report.subprocess, "Popen", Fake)
+    monkeypatch.setattr(report, "stop", lambda process: asked.append("told to stop"))
     command = "evaluate {out}/generator.safetensors --samples 20 {inception}"
     out = tmp_path / "a run"
     model = f"{os.path.relpath(out, report.ROOT)}/generator.safetensors"
@@ -256,7 +265,7 @@ def test_what_a_command_measures_is_kept_in_the_runs_folder(tmp_path, monkeypatc
     assert len(asked) == 3
     with pytest.raises(SystemExit, match="the budget is spent"):
         report.measured_by(command, "again", out, "", deadline=time.monotonic() - 1)
-    assert asked[-1] == "told to end"
+    assert asked[-1] == "told to stop"
     assert not report.CHILDREN
 
 
@@ -351,7 +360,8 @@ def test_after_ctrl_c_what_was_begun_ends_and_nothing_more_is_begun():
     assert begun == ended == [0]
 
 
-def test_sigterm_is_passed_on_to_the_runs_which_save(tmp_path, monkeypatch, capfd):
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
+def test_a_signal_is_passed_on_once_to_the_runs_which_save(tmp_path, monkeypatch, capfd):
     data = save_all(pictures(24), tmp_path / "data" / "cat").parent
     words = shlex.join([*TOY, "--data", str(data), "--epochs", "1000000", "--seed"])
     (tmp_path / "experiments.toml").write_text(
@@ -360,55 +370,101 @@ def test_sigterm_is_passed_on_to_the_runs_which_save(tmp_path, monkeypatch, capf
     )
     for name in ("EXPERIMENTS", "RESULTS", "RUNS"):
         monkeypatch.setattr(report, name, tmp_path / {"EXPERIMENTS": "experiments.toml"}.get(name, name))
-    monkeypatch.setattr("sys.argv", ["report", "run", "--jobs", "2"])
+    monkeypatch.setattr("sys.argv", ["report", "run", "--jobs", "2", "--budget", "3"])
     outs = [tmp_path / "RUNS" / "toy" / run for run in "ab"]
+    ended = threading.Event()
 
     def ask():
-        while not all((out / "checkpoints" / "last.pt").exists() for out in outs):
-            time.sleep(0.05)
+        tables = [out / "epochs.csv" for out in outs]
+        while not all(table.exists() and table.read_text().count("\n") > 1 for table in tables):
+            if ended.wait(0.05):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)  # twice, as `timeout` does
+        time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, report.pass_on)
+    asking = threading.Thread(target=ask)
+    before = signal.getsignal(signal.SIGTERM)
+    asking.start()
     try:
-        asking = threading.Thread(target=ask, daemon=True)
-        asking.start()
         assert report.main() == 128 + signal.SIGTERM
     finally:
-        signal.signal(signal.SIGTERM, before)
+        ended.set()
+        asking.join()
+    assert signal.getsignal(signal.SIGTERM) == before
     said = capfd.readouterr().err
     assert "waiting for the runs to save" in said
-    assert "interrupted" in said.splitlines()[-1]
+    assert said.splitlines()[-1].endswith("interrupted")
     for out in outs:
-        assert "go on from what is saved with" in report.words_beside_others(out).read_text()
-        assert gan.load_checkpoint(out / "checkpoints" / "last.pt")["step"] >= 0
+        words = report.words_beside_others(out).read_text()
+        step = int(re.search(r"interrupted at step ([\d,]+)", words)[1].replace(",", ""))
+        assert gan.load_checkpoint(out / "checkpoints" / "last.pt")["step"] == step > 0
     assert not (tmp_path / "RUNS" / "toy" / "c").exists()
     assert not (tmp_path / "RESULTS").exists()
 
 
-def test_runs_of_all_experiments_are_begun_together_and_each_once(tmp_path, monkeypatch):
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
+def test_what_a_command_has_started_is_told_to_stop_with_it(tmp_path):
+    pids = tmp_path / "pids"
+    program = (
+        "import os, subprocess, sys, time, pathlib\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"  # keeps our stdout open
+        f"pathlib.Path({str(pids)!r}).write_text(str(child.pid))\ntime.sleep(600)\n"
+    )
+
+    class OnceItRuns(float):
+        def __sub__(self, now):
+            while not (pids.exists() and pids.read_text()):
+                time.sleep(0.05)
+            return 0.0
+
+    with pytest.raises(SystemExit, match="the budget is spent"):
+        report.printed_by(["-c", program], OnceItRuns())
+    deadline = time.monotonic() + 60
+    status = Path(f"/proc/{pids.read_text()}/stat")
+    while status.exists() and status.read_text().split(")")[-1].split()[0] != "Z":  # a zombie if nobody waits for it
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_runs_of_all_experiments_are_begun_together_and_each_once(tmp_path, monkeypatch, capsys):
     (tmp_path / "experiments.toml").write_text(
-        "[scales]\ncpu = { seed = [1, 2] }\n"
+        "[scales]\ncpu = { seed = [1, 2] }\ngpu = { seed = [1] }\n"
         "[a]\nquestion = '?'\n[a.runs]\nx = '--seed {seed}'\n"
         "[b]\nquestion = '?'\njudge = { run = 'c/z', samples = 2 }\n[b.runs]\ny = '@a/x'\nv = '--flip'\n"
         "[c]\nquestion = '?'\nonly = 'cpu'\n[c.runs]\nz = '--multitask'\n[d]\nquestion = '?'\nonly = 'gpu'\n"
     )
     monkeypatch.setattr(report, "EXPERIMENTS", tmp_path / "experiments.toml")
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
-    did = []
-    monkeypatch.setattr(report, "complete", lambda out, words, deadline, alone: did.append((out.name, words, alone)))
+    did, broken = [], set()
+
+    def complete(out, words, deadline, alone):
+        if out.name in broken:
+            sys.exit(f"{out.name} failed")
+        did.append((out.name, words, alone))
+
+    monkeypatch.setattr(report, "complete", complete)
+    monkeypatch.setattr(report, "is_whole", lambda out, words: out.name in {run for run, *_ in did})
     monkeypatch.setattr(report, "keep", lambda name, *_: did.append(name))
+    x, second, v, z = ("x", "--seed 1"), ("x-seed-2", "--seed 2"), ("v", "--flip"), ("z", "--multitask")
     monkeypatch.setattr("sys.argv", ["report", "run", "--jobs", "3"])
     assert report.main() == 0
-    *runs, a, b, c = did
-    runs_of_a = [("x", "--seed 1", False), ("x-seed-2", "--seed 2", False)]
-    assert sorted(runs) == [("v", "--flip", False), *runs_of_a, ("z", "--multitask", False)]
-    assert [a, b, c] == ["a", "b", "c"]  # d is for a GPU only
+    assert sorted(did[:4]) == [(*run, False) for run in (v, x, second, z)]
+    assert did[4:] == ["a", "b", "c"]  # d is for a GPU only
     did.clear()
     monkeypatch.setattr("sys.argv", ["report", "run"])
     assert report.main() == 0
-    one_by_one = [(run, words, True) for run, words, _ in (*runs_of_a, ("v", "--flip", 0), ("z", "--multitask", 0))]
-    x, second, v, z = one_by_one
-    assert did == [x, second, "a", x, second, v, z, "b", z, "c"]  # what is whole is only looked at
+    assert did == [*((*run, True) for run in (x, second)), "a", *((*run, True) for run in (v, z)), "b", "c"]
+    did.clear()
+    broken.add("v")
+    monkeypatch.setattr("sys.argv", ["report", "run", "--jobs", "2"])
+    did += [(*z, True)]  # whole from before
+    with pytest.raises(SystemExit, match="v failed"):
+        report.main()
+    assert did[-2:] == ["a", "c"]  # all the same
+    monkeypatch.setattr("sys.argv", ["report", "run", "d"])
+    assert report.main() == 2
+    assert "d is an experiment for --scale gpu only" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -531,9 +587,9 @@ def test_the_report_is_of_the_present_results(built):
 
 def test_each_experiment_has_its_results_and_each_section_its_text(built):
     experiments = report.load_experiments()
-    assert {path.name for path in report.RESULTS.iterdir()} <= experiments.keys()
-    for name in sorted(path.name for path in report.RESULTS.iterdir()):
-        experiment = experiments[name]
+    results = {path.name for path in report.RESULTS.iterdir()}
+    assert experiments.keys() <= results <= experiments.keys() | report.load_experiments("gpu").keys()
+    for name, experiment in experiments.items():
         metrics = json.loads((report.RESULTS / name / "metrics.json").read_text(encoding="utf-8"))
         assert [run for run in metrics["runs"] if "-seed-" not in run] == [*experiment["runs"]]
         assert all((report.RESULTS / name / f"{run}.csv").exists() for run in metrics["runs"])
