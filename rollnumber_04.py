@@ -23,6 +23,7 @@ import gzip
 import hashlib
 import inspect
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -41,18 +42,19 @@ import tempfile
 import textwrap
 import threading
 import time
+import unicodedata
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, redirect_stdout, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial, wraps
 from http.client import HTTPException
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +127,7 @@ def write_whole(path: Path, data: bytes, suffix: str = ".tmp") -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(beside, path)
+        replace_file(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
@@ -135,6 +137,17 @@ def write_whole(path: Path, data: bytes, suffix: str = ".tmp") -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def replace_file(new: Path, old: Path) -> None:
+    """os.replace, but on Windows tried again for a second: a virus scanner may have either file open."""
+    for wait in (0.05, 0.1, 0.2, 0.4) if os.name == "nt" else ():
+        try:
+            os.replace(new, old)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    os.replace(new, old)
 
 
 def save_output(flag: str, path: Path, data: bytes) -> None:
@@ -204,6 +217,13 @@ IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .jfif .bmp .gif .webp .tif .tiff .pp
 IMAGE_FORMATS = "PNG JPEG BMP GIF WEBP TIFF PPM TGA".split()  # Pillow knows more, some of which call other programs
 SPLITS = {"train": {"train", "training"}, "test": {"test", "testing", "t10k", "val", "valid", "validation"}}
 CACHED_FROM, CACHE_VERSION = 5_000, 1  # files that take a second to decode; the version is that of what decoding gives
+SYSTEM_NAMES = frozenset(  # that systems and programs keep for themselves, beside those with a dot or __ in front
+    "@eadir @recycle @recently-snapshot @tmp #recycle #snapshot $recycle.bin recycler lost+found found.000 thumbs.db "
+    "ehthumbs.db desktop.ini icon\r".split(" ")
+) | {"system volume information"}
+SIZES_LOOKED_AT = 1000  # files, to find a set's own size
+FEW_VALUES = 32  # of 256: images that use fewer were probably stored in another range
+LINK = "link to a folder"  # which is not followed
 DECODE_CHUNK = 256  # images of up to 32×32 that a worker decodes before it reports
 SIZES = [base << halvings for halvings in range(1, 9) for base in (4, 5, 6, 7)]  # that the networks make: 8, 10 … 1792
 EMNIST_CLASSES = {  # the characters that the labels of its sets stand for
@@ -216,21 +236,30 @@ EMNIST_CLASSES = {  # the characters that the labels of its sets stand for
 
 @dataclass(frozen=True)
 class Images:
-    """A decoded set: `pixels` uint8 N×H×W×C (C is 1 or 3), `labels` int64 N or None, `classes` the labels' names."""
+    """A decoded set: `pixels` uint8 N×H×W×C (C is 1 or 3), `labels` int64 N or None, `classes` the labels' names.
+
+    `found` says what the images were before they were scaled: "colour images of 256×256".
+    """
 
     pixels: Tensor
     labels: Tensor | None
     classes: tuple[str, ...]
     other: "Images | None" = None  # the other set, for what turns images of one kind into another
+    found: str = ""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A set found but not decoded yet: image files or a uint8 array N×H×W[×3], labels N or None, the labels' names."""
+    """A set found but not decoded yet: image files or a uint8 array N×H×W[×3], labels N or None, the labels' names.
+
+    `where` is what the user called it, `left_out` counts what lies there and is not taken, by its kind: ".heic".
+    """
 
     items: Sequence[Path] | np.ndarray
     labels: Sequence[int] | np.ndarray | None = None
     classes: tuple[str, ...] = ()
+    where: str = ""
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def load_images(
@@ -260,7 +289,7 @@ def load_images(
         count, seed = (10_000, 0) if split == "train" else (2_000, 1)
         return draw_shapes(count, checked_size(image_size or 32), seed)
     size = image_size and checked_size(image_size)
-    return decode_source(find_source(Path(path), split), size, skip_unreadable, cache)
+    return decode_source(find_source(Path(os.path.expanduser(path)), split), size, skip_unreadable, cache)
 
 
 def find_source(path: Path, split: str) -> Source:
@@ -276,17 +305,24 @@ def find_source(path: Path, split: str) -> Source:
 def decode_source(
     source: Source, image_size: int | None = None, skip_unreadable: bool = False, cache: bool = False
 ) -> Images:
-    """Decode a set at a size, or at the images' own; one channel if all are grey. Raises UserError."""
+    """Decode a set at a size, or at the images' own; one channel if all are grey. Raises UserError.
+
+    Says what was left out, and what of the images is not as one expects.
+    """
+    if source.left_out:
+        say(f"note: {source.where}: left out {counted(source.left_out)}")
     labels = None if source.labels is None else np.array(source.labels, np.int64)
-    classes = tuple(map(printable, source.classes))
+    classes = tuple(map(class_name, source.classes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Pillow's, of tags that are damaged where the pixels are not
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # a picture that unpacks to gigabytes is damage
-        size = image_size or natural_size(source, skip_unreadable)
+        sizes = own_sizes(source)
+        size = image_size or natural_size(sizes)
         name = cache_name(source.items, size) if cache else ""
         kept = load_cached(name) if name else None
         if kept and "pixels" in kept and len(kept["pixels"]) == len(source.items):
-            return Images(kept["pixels"], None if labels is None else torch.from_numpy(labels), classes)
+            images = Images(kept["pixels"], None if labels is None else torch.from_numpy(labels), classes)
+            return noted(images, sizes, source.where)
         pixels, unreadable = decode(source.items, size)
     if unreadable:
         if not skip_unreadable:
@@ -296,13 +332,39 @@ def decode_source(
         keep = np.setdiff1d(np.arange(len(pixels)), list(unreadable))
         if not len(keep):
             raise UserError("--data: none of its images can be read")
-        pixels, labels = pixels[keep], None if labels is None else labels[keep]
+        pixels = pixels[keep]
+        if labels is not None:  # a class may have lost all its images
+            occurring, labels = np.unique(labels[keep], return_inverse=True)
+            classes = tuple(classes[i] for i in occurring)
     if (pixels[..., :1] == pixels).all():  # grey in every pixel, however it was stored
         pixels = pixels[..., :1]
     pixels = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
     if name and not unreadable:
         save_cached(name, {"pixels": pixels})
-    return Images(pixels, None if labels is None else torch.from_numpy(labels), classes)
+    images = Images(pixels, None if labels is None else torch.from_numpy(labels), classes)
+    return noted(images, sizes, source.where)
+
+
+def noted(images: Images, sizes: Counter[tuple[int, int]], where: str) -> Images:
+    """A decoded set with what its images were; says if their sizes differ, or if they use few of the values."""
+    (least, most), side = (
+        (choose(sizes, key=lambda size: (math.prod(size), size)) for choose in (min, max)),
+        images.pixels.shape[1],
+    )
+    span = "{}×{}".format(*least)
+    if len(sizes) > 1:
+        span += " … {}×{}".format(*most)
+        say(f"note: {where}: the images' sizes differ, {span}; each is scaled and cropped to {side}×{side}")
+    used = int(images.pixels.max()) - int(images.pixels.min()) + 1
+    if used < FEW_VALUES:
+        what = "all pixels have one value" if used == 1 else f"all pixels lie within {used} of the 256 values"
+        say(f"note: {where}: {what}; scale images of another range to 0 … 255 first")
+    return replace(images, found=f"{'grey' if images.pixels.shape[3] == 1 else 'colour'} images of {span}")
+
+
+def counted(kinds: Counter[str]) -> str:
+    """What was left out, the most first: "20 × .heic, 1 × link to a folder"."""
+    return ", ".join(f"{count:,} × {printable(kind)}" for kind, count in kinds.most_common())
 
 
 def cache_name(items: Sequence[Path] | np.ndarray, size: int) -> str:
@@ -322,6 +384,11 @@ def cache_name(items: Sequence[Path] | np.ndarray, size: int) -> str:
 def printable(name: object) -> str:
     """A name with escapes for what cannot be printed: a file system takes names that no text file or terminal does."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
+
+
+def class_name(name: object) -> str:
+    """A class's name as it is compared and shown: the same whether its letters were composed (Linux) or not (a Mac)."""
+    return printable(unicodedata.normalize("NFC", str(name)))
 
 
 def checked_size(size: int) -> int:
@@ -355,27 +422,35 @@ def find_images(path: Path, split: str) -> Source:
     if divided := [folder for folder in folders if split_folders(subfolders(folder))]:
         return only(divided if len(folders) == 1 else folders, path, split)
 
-    images = image_files(path)
-    members = {folder: image_files(folder, below=True) for folder in folders}
+    left_out: Counter[str] = Counter()
+    images = image_files(path, left_out)
+    members = {folder: image_files(folder, left_out, below=True) for folder in folders}
     if not images and not any(members.values()):
         if arrays := array_files(path):
             kind, files = next(iter(arrays.items()))
             return pick_arrays(*ARRAY_READERS[kind](files), split, path)
         if containers := [folder for folder in folders if array_files(folder)]:
             return only(containers, path, split)
+        if left_out:
+            raise UserError(f"--data {path}: nothing in it is an image that is known here: {counted(left_out)}")
         what = "there is no image in this folder" if os.listdir(path) else "this folder is empty"
         raise UserError(f"--data {path}: {what}")
     if split == "test":
         raise NoTestSplit(f"--data {path}: is not divided into train/ and test/")
     if not any(members.values()):
-        return Source(images)
+        return Source(images, where=str(path), left_out=left_out)
     if images:
         raise UserError(f"--data {path}: images such as {images[0].name} lie beside its class folders")
     if empty := [folder for folder, files in members.items() if not files]:
-        raise UserError(f"--data {empty[0]}: this class folder has no image")
+        inside: Counter[str] = Counter()
+        image_files(empty[0], inside, below=True)
+        what = f"holds no image that is known here: {counted(inside)}" if inside else "has no image"
+        raise UserError(f"--data {empty[0]}: this class folder {what}")
+    names = {folder: class_name(folder.name) for folder in members}
+    classes = sorted({*names.values()})
     items = [file for files in members.values() for file in files]
-    labels = [label for label, files in enumerate(members.values()) for _ in files]
-    return Source(items, labels, tuple(folder.name for folder in folders))
+    labels = [classes.index(names[folder]) for folder, files in members.items() for _ in files]
+    return Source(items, labels, tuple(classes), str(path), left_out)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -400,19 +475,35 @@ def only(folders: Sequence[Path], parent: Path, split: str) -> Source:
 
 def find_split(train: Path, folder: Path) -> Source:
     """The images of a split's own folder, their labels numbered as in the training folder."""
+    train, folder = within_split(train), within_split(folder)
     source = find_images(folder, "train")
     if folder == train or source.labels is None:
         return source
-    known = find_images(train, "train").classes
-    if stray := set(source.classes) - set(known):
-        raise UserError(f"--data {folder}: class {min(stray)} is not in {train}")
-    number = [known.index(name) for name in source.classes]
-    return Source(source.items, [number[label] for label in source.labels], known)
+    known = tuple(map(class_name, find_images(train, "train").classes))
+    try:
+        return renumbered(source, known)
+    except KeyError as stray:
+        raise UserError(f"--data {folder}: class {stray.args[0]} is not in {train}") from None
+
+
+def within_split(folder: Path) -> Path:
+    """The folder itself, or the only one in it if that has a name of the same split: train/train, test/test."""
+    (words,) = (words for words in SPLITS.values() if folder.name.lower() in words)
+    inner = subfolders(folder)
+    is_same = len(inner) == 1 and inner[0].name.lower() in words and not image_files(folder)
+    return within_split(inner[0]) if is_same else folder
+
+
+def renumbered(source: Source, known: Sequence[str]) -> Source:
+    """A labelled set with the labels of its classes' names among the `known` ones. KeyError: the name that is not."""
+    number = {name: label for label, name in enumerate(known)}
+    of_label = [number[class_name(name)] for name in source.classes]
+    return replace(source, labels=[of_label[label] for label in source.labels], classes=tuple(known))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is not meant for people: .git, .DS_Store, __MACOSX."""
-    return name.startswith((".", "__"))
+    """Whether a name is not meant for people: .git, .DS_Store, __MACOSX, Synology's @eaDir, $RECYCLE.BIN."""
+    return name.startswith((".", "__")) or name.lower() in SYSTEM_NAMES
 
 
 def is_image_name(name: str) -> bool:
@@ -420,17 +511,27 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
 
 
-def image_files(folder: Path, below: bool = False) -> list[Path]:
+def image_files(folder: Path, left_out: Counter[str] | None = None, below: bool = False) -> list[Path]:
     """The image files of a folder, and of the folders `below` it, in a fixed order. Raises OSError.
 
     Links to files are followed, one that leads nowhere is a damaged image; links to folders are not, for they may loop.
+    What is meant for people and not taken is counted in `left_out`, by its ending.
     """
-    found = []
+    found, others = [], Counter() if left_out is None else left_out
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if is_image_name(entry.name) and (entry.is_file() or entry.is_symlink()):
+        is_link, is_folder = entry.is_symlink(), False
+        with suppress(OSError):  # a link that leads to itself, or where one may not look
+            is_folder = entry.is_dir()
+        if is_image_name(entry.name) and (entry.is_file() or is_link) and not is_folder:
             found.append(Path(entry.path))
-        elif below and entry.is_dir(follow_symlinks=False) and not is_hidden(entry.name):
-            found += image_files(Path(entry.path), below)
+        elif is_hidden(entry.name) or (is_folder and not below):
+            continue
+        elif not is_folder:
+            others[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
+        elif is_link:
+            others[LINK] += 1
+        else:
+            found += image_files(Path(entry.path), others, below)
     return found
 
 
@@ -506,13 +607,17 @@ def pick_arrays(arrays: dict[str, np.ndarray], classes: Sequence[str], split: st
     if items.ndim == 4 and items.shape[3] == 1:
         items = items[..., 0]
     if not labels:
-        return Source(items)
+        return Source(items, where=str(where))
     values = labels[0].reshape(-1)
     if len(values) != len(items):
         raise UserError(f"--data {where}: {len(items):,} {split} images but {len(values):,} labels")
     if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= (len(classes) or 10_000):
         raise UserError(f"--data {where}: labels must be whole numbers from 0 to {(len(classes) or 10_000) - 1}")
-    return Source(items, values, tuple(classes) or tuple(str(i) for i in range(int(values.max()) + 1)))
+    occurring, values = np.unique(values, return_inverse=True)  # a class without images could not be drawn or told
+    names = tuple(class_name(classes[i]) if classes else str(i) for i in occurring.tolist())
+    if len({*names}) < len(names):
+        raise UserError(f"--data {where}: two of its classes have one name")
+    return Source(items, values, names, str(where))
 
 
 def read_npz(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -605,6 +710,10 @@ def read_cifar(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
                 classes = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
         except Exception as error:  # a damaged pickle may fail in any of its instructions, with any exception
             raise UserError(f"--data {file}: not a CIFAR batch ({complaint(error)})") from None
+    whole_set = [*(f"data_batch_{i}" for i in "12345"), "test_batch", "batches.meta"]
+    missing = [name for name in whole_set if name not in {file.name for file in files}]
+    if len(files) > 1 and 0 < len(missing) < len(whole_set):
+        say_once(f"note: {files[0].parent}: of CIFAR-10's files there is no {', '.join(missing)}")
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}, classes
 
 
@@ -645,22 +754,40 @@ def complaint(error: Exception) -> str:
         return "not an image"
     if isinstance(error, KeyError):
         return f"there is no {error} in it"
+    if "weights_only" in str(error):
+        return "it holds more than tensors, or is damaged"  # torch's own words advise to run what is in the file
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def natural_size(source: Source, skip_unreadable: bool) -> int:
-    """The size to train at when none is asked for: the first image's own if it can be made (to 128), else ≤ 64."""
-    for item in source.items:
-        try:
-            width, height = open_image(item).size
-        except Exception as error:  # a decoder may fail in any way on a damaged file
-            if skip_unreadable:
-                continue
-            raise UserError(f"{item}: {complaint(error)}; --skip-unreadable leaves such images out") from None
+def own_sizes(source: Source) -> Counter[tuple[int, int]]:
+    """How often each size, width and height as stored, occurs among up to SIZES_LOOKED_AT images, evenly over the set.
+
+    Only headers are read. If none of them can be, decoding will say so.
+    """
+    if isinstance(source.items, np.ndarray):
+        return Counter({source.items.shape[2:0:-1]: len(source.items)})
+    sizes: Counter[tuple[int, int]] = Counter()
+    for i in np.unique(np.linspace(0, len(source.items) - 1, min(len(source.items), SIZES_LOOKED_AT)).astype(int)):
+        # A decoder may fail in any way on a damaged file; decoding will complain of it.
+        with suppress(Exception), Image.open(source.items[i], formats=IMAGE_FORMATS) as image:
+            sizes[image.size] += 1
+    return sizes or Counter({(SIZES[0], SIZES[0]): 1})
+
+
+def natural_size(sizes: Counter[tuple[int, int]]) -> int:
+    """The size to train at when none is asked for.
+
+    That is the size of more than half of the images, if there is one and the networks can make it (to 128); else the
+    next lower one, up to 64, than its shorter side or than the median of all shorter sides.
+    """
+    (width, height), count = sizes.most_common(1)[0]
+    if 2 * count > sizes.total():
         if width == height <= 128 and width in SIZES:
             return width
-        return max((size for size in SIZES if size <= min(width, height, 64)), default=SIZES[0])
-    raise UserError("--data: none of its images can be read")
+        shorter = min(width, height)
+    else:
+        shorter = int(np.median([min(size) for size in sizes.elements()]))
+    return max((size for size in SIZES if size <= min(shorter, 64)), default=SIZES[0])
 
 
 def decode(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, dict[int, str]]:
@@ -714,11 +841,16 @@ def to_rgb(image: Image.Image, size: int) -> Image.Image:
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as 8-bit RGB: upright, transparency on white. Raises what Pillow raises."""
+    # Of whole numbers only those of 16 bits have a range: "I" may hold 32, unless the format knows no more than 16.
+    of_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of no known range")
-    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion clips at 255 instead of scaling
-        image = Image.fromarray(np.round(np.clip(np.asarray(image, np.int64), 0, 65535) / 257).astype(np.uint8))
+    if image.mode == "F" or (image.mode.startswith("I") and not of_16_bits):
+        kind = "floating-point" if image.mode == "F" else "whole"
+        raise ValueError(f"its pixels are {kind} numbers of no known range")
+    if of_16_bits:  # Pillow's own conversion clips at 255 instead of scaling
+        values, clear = np.asarray(image, np.int64), image.info.get("transparency")
+        grey = np.round(np.clip(values, 0, 65535) / 257).astype(np.uint8)
+        image = Image.fromarray(np.where(values == clear, np.uint8(255), grey))  # the transparent grey is white
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -756,7 +888,8 @@ def draw_shapes(count: int, size: int, seed: int) -> Images:
         # Light on dark: on grounds of both kinds G stayed grey for 1,560 steps (seed 1).
         ink, paper = rng.uniform(100, 255, (len(mine), 1, 1, 3)), rng.uniform(0, 40, (len(mine), 1, 1, 3))
         pixels[mine] = np.round(cover * ink + (1 - cover) * paper)
-    return Images(torch.from_numpy(pixels), torch.from_numpy(labels), tuple(SHAPES))
+    found = f"colour images of {size}×{size}"
+    return Images(torch.from_numpy(pixels), torch.from_numpy(labels), tuple(SHAPES), found=found)
 
 
 def download(name: str, root: Path) -> Path:
@@ -810,9 +943,10 @@ def merge(train: Images, test: Images) -> Images:
     channels = max(train.pixels.shape[3], test.pixels.shape[3])
     pixels = torch.cat([with_channels(images, channels).pixels for images in (train, test)])
     if train.labels is None or test.labels is None:
-        return Images(pixels, None, ())
-    classes = max(train.classes, test.classes, key=len)  # where labels are named by their numbers, one may have more
-    return Images(pixels, torch.cat([train.labels, test.labels]), classes)
+        return Images(pixels, None, (), found=train.found)
+    classes = tuple(dict.fromkeys((*train.classes, *test.classes)))
+    labels = torch.tensor([classes.index(name) for name in test.classes])[test.labels]
+    return Images(pixels, torch.cat([train.labels, labels]), classes, found=train.found)
 
 
 def hold_out(images: Images, share: float) -> tuple[Images, Images]:
@@ -824,6 +958,9 @@ def hold_out(images: Images, share: float) -> tuple[Images, Images]:
     order = np.random.default_rng(0).permutation(count)
     order = order[np.argsort(images.labels.numpy()[order], kind="stable")]  # shuffled, class after class
     taken = np.floor(np.arange(1, count + 1) * share) > np.floor(np.arange(count) * share)  # evenly spread
+    starts = np.flatnonzero(np.diff(images.labels.numpy()[order], prepend=-1))
+    whole = np.minimum.reduceat(taken, starts)
+    taken[starts[whole]] = False  # one image of each class stays: what is never trained on cannot be told
     parts = (np.sort(order[~taken]), np.sort(order[taken]))
     kept, held = (replace(images, pixels=images.pixels[part], labels=images.labels[part]) for part in parts)
     return kept, held
@@ -833,21 +970,34 @@ def load_validation(options: argparse.Namespace, images: Images) -> tuple[Images
     """(training set, validation set) for the classification head: the test split, whole, or a share held out.
 
     `validation_split` None means the test split, or a tenth of the training images where there is none or where the
-    test images are among them: it is set then.
+    test images are among them: it is set then. Says which classes have no image for validation.
     """
+    held = None
     if options.validation_split is None and options.split != "all":
         with suppress(NoTestSplit):
             test = load_images(options.data, "test", options.image_size, options.skip_unreadable, options.cache)
             if test.labels is None:
                 raise UserError(f"--data {options.data}: its test images have no labels; give --validation-split 0.1")
-            if int(test.labels.max()) >= len(images.classes):
-                raise UserError(f"--data {options.data}: its test images have more classes than its training images")
-            return images, with_channels(test, images.pixels.shape[3])
-    share = options.validation_split = options.validation_split or 0.1
-    images, held = hold_out(images, share)
-    if not len(held.labels):
-        raise UserError(f"--validation-split {share}: leaves none of the {len(images.labels)} images for validation")
+            if stray := set(test.classes) - set(images.classes):
+                raise UserError(f"--data {options.data}: class {min(stray)} of its test images has no training image")
+            to_training = torch.tensor([images.classes.index(name) for name in test.classes])
+            held = replace(with_channels(test, images.pixels.shape[3]), labels=to_training[test.labels])
+    if held is None:
+        share = options.validation_split = options.validation_split or 0.1
+        images, held = hold_out(images, share)
+        if not len(held.labels):
+            raise UserError(
+                f"--validation-split {share}: leaves none of the {len(images.labels)} images for validation"
+            )
+    counts = torch.bincount(held.labels, minlength=len(images.classes))
+    if missing := [name for name, count in zip(images.classes, counts.tolist(), strict=True) if not count]:
+        say(f"note: without an image for validation: {listed(missing)}")
     return images, held
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def on_device(images: Images, device: torch.device) -> Images:
@@ -874,9 +1024,11 @@ def to_range(pixels: Tensor) -> Tensor:
 def real_batch(pixels: Tensor, index: Tensor, flip: bool, rng: torch.Generator) -> Tensor:
     """Gather uint8 N×H×W×C as float32 B×C×H×W in (-1, 1) on rng's device; each is mirrored with chance ½ if `flip`."""
     batch = pixels[index]
-    if batch.device != rng.device:
+    if batch.device.type != rng.device.type:  # not the devices themselves: a generator's "cuda" is a tensor's "cuda:0"
         batch = batch.pin_memory().to(rng.device, non_blocking=True)  # only pinned memory is copied in the background
     batch = to_range(batch)
+    if rng.device.type == "mps":
+        batch = batch.contiguous()  # see `memory_format`
     if flip:
         mirrored = torch.rand(len(index), 1, 1, 1, generator=rng, device=rng.device) < 0.5
         batch = torch.where(mirrored, batch.flip(3), batch)
@@ -953,6 +1105,27 @@ def normalise_spectra(modules: Iterable[nn.Module]) -> None:
         nn.utils.parametrizations.spectral_norm(module)
 
 
+def class_number(label: int | str, classes: Sequence[str]) -> int:
+    """Which class is meant by its name or its number, from 0. Raises UserError.
+
+    Where all classes are named by numbers, a number is a name, with or without zeros in front: 1 is "01". Elsewhere one
+    that is the name of a class and the number of another is an error.
+    """
+    text, known = class_name(label), [class_name(name) for name in classes]
+    is_number = re.fullmatch(r"[0-9]{1,9}", text) is not None
+    named = [i for i, name in enumerate(known) if name == text]
+    if all(re.fullmatch("[0-9]+", name) for name in known):
+        found = named or [i for i, name in enumerate(known) if is_number and int(name) == int(text)]
+    else:
+        found = [*dict.fromkeys(named + ([int(text)] if is_number and int(text) < len(known) else []))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        meant = " or ".join(f"{known[i]} (number {i})" for i in found)
+        raise UserError(f"--label {label}: may be {meant}; give another name or number of the one that is meant")
+    raise UserError(f"--label {label}: is not among the classes {', '.join(classes)}"[:300])
+
+
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """Labels int64 B as float32 B×classes."""
     return F.one_hot(labels, classes).float()
@@ -972,10 +1145,15 @@ class BaseGenerator(nn.Module):
     ) -> np.ndarray:
         """Draw n ≥ 1 images: uint8 n×H×W (grey) or n×H×W×3 (colour). Image i of a seed does not depend on n.
 
-        `label` is the name or the number of a class of a conditional generator; None: image i is of class i modulo
-        their number. `truncation` is that of `latents`. Raises UserError for a class that is none.
+        `label` is the name or the number of a class of a conditional generator, see `class_number`; None: image i is of
+        class i modulo their number. `truncation` is that of `latents`. Raises UserError for a class that is none.
         """
-        return np.concatenate([*self.stream(n, label, seed, truncation)])
+        images = None
+        for k, piece in enumerate(self.stream(n, label, seed, truncation)):
+            if images is None:
+                images = np.empty((n, *piece.shape[1:]), np.uint8)
+            images[k * GENERATE_BATCH :][: len(piece)] = piece
+        return images
 
     def labels_for(self, label: int | str | None, start: int, count: int) -> np.ndarray | None:
         """The labels, int64 count, of images start … of `generate`; None if it is not conditional. Raises UserError."""
@@ -986,11 +1164,7 @@ class BaseGenerator(nn.Module):
             return None
         if label is None:
             return np.arange(start, start + count) % len(classes)
-        if label in classes:
-            return np.full(count, classes.index(label))
-        if re.fullmatch(r"\d{1,9}", str(label)) and int(label) < len(classes):
-            return np.full(count, int(label))
-        raise UserError(f"--label {label}: is not among the classes {', '.join(classes)}"[:300])
+        return np.full(count, class_number(label, classes))
 
     def stream(
         self, n: int, label: int | str | None = None, seed: int = 0, truncation: float | None = None
@@ -1151,7 +1325,10 @@ class Discriminator(nn.Module):
         self.eval()  # batch norm by its running averages, which are those of real images; no dropout
         try:
             pieces = pixels.split(max(1, CLASSIFY_PIXELS // self.architecture["image_size"] ** 2))
-            return torch.cat([self.head(self.features(to_range(piece.to(device)))) for piece in pieces])
+            logits = torch.empty(len(pixels), len(self.architecture["classes"]), device=device)
+            for piece, rows in zip(pieces, logits.split(len(pieces[0])), strict=True):
+                rows.copy_(self.head(self.features(to_range(piece.to(device)))))
+            return logits
         finally:
             self.train(training)
 
@@ -1333,6 +1510,7 @@ RANK_STRIDE = 1_000_003  # between the seeds of the processes' noise
 GRAPH_AFTER = 3  # iterations, in which kernels are chosen and optimizers make their state, before one is captured
 ADVICE = "the last checkpoint is whole: --resume, or begin again, with lower --lr-g and --lr-d or with --precision fp32"
 LONG, COLLAPSED = 1000, 0.25  # steps for which a trouble has lasted; share of the data's spread
+LEAST_SPREAD = 0.01  # of pixel values from 0 to 255, over the images of a set: less is none
 EMA_RAMP = 0.05  # while few images have been seen, the half-life is this share of them (Karras et al. 2022, EDM)
 MEASURES = ("d_loss", "g_loss", "d_real", "d_fake")
 SIDES = ("d_accuracy_real", "d_accuracy_fake")  # shares of real and generated images that D takes for what they are
@@ -1395,6 +1573,10 @@ def joined_processes(name: str) -> Iterator[torch.device]:
         yield device
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
+    if backend == "nccl" and not torch.distributed.is_nccl_available():
+        raise UserError(
+            f"--device {name}: this build of torch lacks NCCL, which GPUs together need; it is not on Windows"
+        )
     torch.distributed.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while FID is measured
     yield device
     torch.distributed.destroy_process_group()  # not after an error, for it would wait for the others
@@ -1527,6 +1709,7 @@ class Run:
     seen: int = 0  # images of the epoch under way
     seconds: float = 0.0  # of training since the last row of epochs.csv
     captured: Callable[[Tensor], None] | None = None  # `iteration` as a CUDA graph
+    is_capturable: bool = True  # until an attempt has failed
     plain: int = 0  # iterations done without it, with full pools
     log: list[dict[str, float]] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)
@@ -1561,7 +1744,7 @@ class Run:
         return (z, one_hot(labels, len(classes))) if classes else (z,)
 
     def autocast(self) -> torch.autocast:
-        """Convolutions in bfloat16 where that is faster; weights, losses and optimizers stay float32."""
+        """Convolutions in bfloat16 where the run has it; weights, losses and optimizers stay float32."""
         return torch.autocast(self.rng.device.type, torch.bfloat16, enabled=self.bf16)
 
 
@@ -1604,7 +1787,7 @@ def make_run(
     torch.manual_seed(options.seed)
     networks = recipe.networks(options, channels, classes)
     for network in networks.values():
-        network.to(device, memory_format=torch.channels_last)  # the layout that bf16 kernels and tensor cores want
+        network.to(device, memory_format=memory_format(device))
     optimizers = {
         name: OPTIMIZERS[options.optimizer](
             parameters_of(networks, members),
@@ -1634,6 +1817,11 @@ def make_run(
     )
 
 
+def memory_format(device: str | torch.device) -> torch.memory_format:
+    """Channels last, which bf16 kernels and tensor cores want; not on Apple's GPUs, whose batch norm is wrong there."""
+    return torch.contiguous_format if torch.device(device).type == "mps" else torch.channels_last
+
+
 def averaged_by(options: argparse.Namespace) -> list[str]:
     """The networks whose moving average is kept, and saved."""
     return [name for names in options.recipe.models(options).values() for name in names]
@@ -1647,6 +1835,7 @@ def parameters_of(networks: dict[str, nn.Module], members: Sequence[str]) -> lis
 def compile_networks(run: Run) -> None:
     """Let torch.compile fuse the networks' kernels where training calls them. Raises UserError if it cannot here."""
     try:  # a small network, to find out now whether there is a compiler for this device
+        torch._dynamo.reset()  # what another run of this process has compiled counts against a limit
         torch.compile(nn.Tanh())(torch.zeros(2, device=run.rng.device))
     except Exception as error:  # of whichever of the compiler's parts
         raise UserError(f"--compile: torch.compile does not work here ({complaint(error)})"[:300]) from None
@@ -1811,24 +2000,17 @@ def choose_device(name: str) -> torch.device:
     raise UserError(f"--device {name}: not available on this machine")
 
 
-def bf16_pays(options: argparse.Namespace, channels: int, device: torch.device, classes: Sequence[str]) -> bool:
-    """Whether bfloat16 is faster: known of NVIDIA's GPUs, found out on a CPU by timing a small step both ways."""
-    if device.type != "cpu":
-        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    without_pools = replace(options.recipe, pools=lambda options: {})  # which may be smaller than these batches
-    options = argparse.Namespace(**vars(options) | {"recipe": without_pools, "d_steps": 1})
-    count = max(2, min(64, 2**16 // options.image_size**2))
-    images, index = blank_images(count, options, channels, device)
-    runs = {bf16: make_run(options, channels, device, bf16, classes) for bf16 in (True, False)}
-    seconds = {True: [], False: []}
-    for attempt in range(8):
-        if attempt > 1 and agreed(sum(map(sum, seconds.values())) > 1):  # steps so long that a few of each tell
-            break
-        for bf16, run in runs.items():
-            start = time.perf_counter()
-            iteration(run, images, index, options)
-            seconds[bf16].append(time.perf_counter() - start)
-    return min(seconds[True]) < min(seconds[False])  # the minimum: whatever else the machine does only ever adds
+def wants_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to train in bfloat16; "auto": where the device has instructions for it, as NVIDIA's GPUs since 2020 do.
+
+    And CPUs with AVX512-BF16 or AMX. The same machine always gives the same answer, however busy it is: a stopwatch
+    would not.
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def blank_images(count: int, options: argparse.Namespace, channels: int, device: torch.device) -> tuple[Images, Tensor]:
@@ -1872,6 +2054,8 @@ def why_not_captured(run: Run, images: Images) -> str:
         return "there is no CUDA GPU"
     if any(part and part.pixels.device.type != "cuda" for part in (images, images.other)):
         return "the data is in host memory"
+    if torch.version.hip:
+        return "not on AMD's GPUs yet"
     return "several processes share the work" if process_count() > 1 else ""
 
 
@@ -1882,7 +2066,8 @@ def capture(run: Run, images: Images, options: argparse.Namespace) -> Callable[[
     """
     index = torch.zeros(options.d_steps, options.batch_size, dtype=torch.int64, device=run.rng.device)
     graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(run.rng)
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):  # from then on a graph finds its generators itself
+        graph.register_generator_state(run.rng)
     with torch.cuda.graph(graph):
         iteration(run, images, index, options)
 
@@ -1891,6 +2076,39 @@ def capture(run: Run, images: Images, options: argparse.Namespace) -> Callable[[
         graph.replay()
 
     return replay
+
+
+def capture_or_say(run: Run, images: Images, options: argparse.Namespace) -> Callable[[Tensor], None] | None:
+    """`capture`, or None if it raises anything: what it has changed is put back, and plain steps go on.
+
+    None of a failed graph's kernels has run, so that weights, averages, sums and the optimizers' states are untouched.
+    """
+    device, get_state, set_state = run.rng.device, *default_rng(run.rng.device)
+    states = run.rng.get_state(), get_state()
+    parameters = [parameter for network in run.networks.values() for parameter in network.parameters()]
+    flags = [parameter.requires_grad for parameter in parameters]
+    try:
+        return capture(run, images, options)
+    except Exception as error:  # of a driver, an operation, an option: a run must not die of an optimisation
+        if device.type == "cuda":
+            torch.cuda.set_stream(
+                torch.cuda.default_stream(device)
+            )  # torch stays on its own where ending a capture fails
+            torch.cuda.synchronize(device)
+            # Up to torch 2.13 a generator may take itself to be captured still: others take their places.
+            run.rng = torch.Generator(device)
+            torch.cuda.default_generators[device.index].graphsafe_set_state(torch.Generator(device))
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+        run.rng.set_state(states[0])
+        set_state(states[1])
+        say(
+            f"note: steps are launched one kernel at a time, for no CUDA graph can be made here: {complaint(error)}"[
+                :300
+            ]
+        )
+        return None
 
 
 def train_leg(
@@ -1922,8 +2140,9 @@ def train_leg(
             run.seen += together
         if not all(pool.filled == len(pool.images) for pool in run.pools.values()):
             run.plain = 0
-        if may_capture and run.captured is None and run.plain >= GRAPH_AFTER:
-            run.captured = capture(run, images, options)
+        if may_capture and run.is_capturable and run.captured is None and run.plain >= GRAPH_AFTER:
+            run.captured = capture_or_say(run, images, options)
+            run.is_capturable = run.captured is not None
         if options.lr_decay:
             set_rates(run, options)
         (run.captured or partial(iteration, run, images, options=options))(torch.stack(index))
@@ -1943,9 +2162,31 @@ def train_leg(
         yield logged(run) | {"images_per_s": 0.0}
 
 
+def rate_share(step: int, planned: int) -> float:
+    """The share of their rates in a step: 1 in the first half of the run, then it falls linearly to 0."""
+    return max(0.0, min(1.0, 2 * (1 - step / planned)))
+
+
+def noise_share(step: int, planned: int) -> float:
+    """The share of the instance noise's deviation in a step: it falls linearly from 1 to 0."""
+    return max(0.0, 1 - step / planned)
+
+
+def jumps(step: int, before: int, now: int, options: argparse.Namespace) -> list[str]:
+    """What changes at once in a run that is resumed at a step, planned for another number of steps than `before`."""
+    falling = {"the learning rates": (options.lr_decay, rate_share)}
+    falling["the deviations of the instance noise"] = (getattr(options, "instance_noise", 0), noise_share)
+    found = []
+    for what, (is_asked, share) in falling.items():
+        was, becomes = share(step, before), share(step, now)
+        if is_asked and was != becomes:
+            found.append(f"{what} stood at {was:.0%} of their first value and go on at {becomes:.0%}")
+    return found
+
+
 def set_rates(run: Run, options: argparse.Namespace) -> None:
-    """Set the rates of the step to come: they fall linearly to 0 over the second half of the run."""
-    share = max(0.0, min(1.0, 2 * (1 - run.step / run.planned)))
+    """Set the rates of the step to come, as `rate_share` says."""
+    share = rate_share(run.step, run.planned)
     for name, (_, rate) in options.recipe.trained(options).items():
         for group in run.optimizers[name].param_groups:
             if isinstance(group["lr"], Tensor):
@@ -1992,8 +2233,56 @@ def validate(discriminator: Discriminator, validation: Images) -> tuple[float, f
 #                                                  Pictures and log                                                    #
 ########################################################################################################################
 
+UNDRAWN = ".undrawn"  # a file that a run's folder has while pictures of its last checkpoint are to be drawn
 SHEET = 64  # samples drawn from the fixed noise each epoch, 8×8
 BLUE, ORANGE = "#2f6fb0", "#c8641b"
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Draw with matplotlib as it comes, without the user's settings: backend, style, resolution, fonts, TeX."""
+    # A notebook's backend may not be installed where the script runs.
+    backend = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError(f"pictures need matplotlib (pip install matplotlib): {complaint(error)}") from None
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend is not None:
+        with suppress(ValueError):  # a notebook that imports this file keeps its backend
+            matplotlib.rcParams["backend"] = backend
+    with matplotlib.rc_context():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of settings that matplotlib is about to give up
+            # A figure that is saved uses no backend, the one setting that the context would not put back.
+            matplotlib.rcParams.update({k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"})
+        yield
+
+
+@cache
+def say_once(line: str) -> None:
+    """`say`, the first time in this process."""
+    say(line)
+
+
+lost_pictures: list[str] = []  # by what was to draw them, since a run looked here last
+
+
+def costs_no_training(draw_picture: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that draws as one that says what goes wrong instead of raising it: no picture may end a run."""
+
+    @wraps(draw_picture)
+    def draw_or_say(*arguments: Any, **settings: Any) -> Any:
+        try:
+            return draw_picture(*arguments, **settings)
+        except Exception as error:  # whatever a library, a font, a disk may do; the run has been saved before
+            name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            say_once(f"note: a picture could not be drawn: {name}{complaint(error)}"[:300])
+            lost_pictures.append(draw_picture.__name__)
+
+    return draw_or_say
 
 
 class RunLog:
@@ -2009,14 +2298,21 @@ class RunLog:
             table.writerows(rows)
         self.writer = None
 
-    @property
-    def board(self) -> Any:
-        """TensorBoard's writer, made when there is something to write: its import would delay the first step."""
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+    def show(self, kind: str, *arguments: Any, **settings: Any) -> None:
+        """Call TensorBoard's writer, made when there is something to write: its import would delay the first step."""
+        if self.writer is False:
+            return
+        try:
+            if self.writer is None:
+                from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.begun + 1)
-        return self.writer
+                self.writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.begun + 1)
+            getattr(self.writer, kind)(*arguments, **settings)
+        except OSError:  # a full disk, by which training ends, too
+            raise
+        except Exception as error:  # of the library or one that it needs, missing or of another version
+            self.writer = False
+            say(f"note: nothing more is written for TensorBoard, which does not work here ({complaint(error)})"[:300])
 
     def add(self, row: dict[str, float]) -> None:
         """Log the means of one logging interval."""
@@ -2024,7 +2320,7 @@ class RunLog:
         self.log.writerow(row)
         self.files[0].flush()
         for column in (*self.run.measures, "images_per_s"):
-            self.board.add_scalar(f"train/{column}", row[column], row["step"])
+            self.show("add_scalar", f"train/{column}", row[column], row["step"])
 
     def add_epoch(self, row: dict[str, float]) -> None:
         """Log an epoch's means."""
@@ -2033,23 +2329,36 @@ class RunLog:
         self.files[1].flush()
         for column in self.run.measured:
             if row[column] != "":
-                self.board.add_scalar(TAGS.get(column, f"validation/{column}"), row[column], row["step"])
+                self.show("add_scalar", TAGS.get(column, f"validation/{column}"), row[column], row["step"])
 
     def add_picture(self, name: str, picture: Image.Image) -> None:
         """Show a picture in TensorBoard."""
-        self.board.add_image(name, np.atleast_3d(np.asarray(picture)), self.run.step, dataformats="HWC")
+        self.show("add_image", name, np.atleast_3d(np.asarray(picture)), self.run.step, dataformats="HWC")
 
     def close(self) -> None:
         """Close the files; what was logged is already in them."""
         for file in self.files:
             file.close()
-        if self.writer is not None:
+        if self.writer:
             self.writer.close()
 
 
 def pixel_spread(pixels: np.ndarray | Tensor) -> float:
     """How much uint8 images N×H×W[×C] differ: each pixel's standard deviation over the images, averaged over pixels."""
     return float(np.asarray(pixels, dtype=np.float32).std(0).mean())
+
+
+def data_spread(images: Images) -> float:
+    """`pixel_spread` of a set, of up to 2,000 of its images; 0 where these are as good as alike."""
+    some = epoch_order(len(images.pixels), 0, 0)[:2000].to(images.pixels.device)
+    spread = pixel_spread(images.pixels[some].cpu())
+    return spread if spread >= LEAST_SPREAD else 0.0
+
+
+def diversity(samples: np.ndarray, images: Images) -> float | str:
+    """The spread of samples over that of the data; "" where the data has none."""
+    of_data = data_spread(images)
+    return pixel_spread(samples) / of_data if of_data else ""
 
 
 def epoch_row(run: Run, measured: dict[str, float], options: argparse.Namespace) -> dict[str, Any]:
@@ -2090,7 +2399,7 @@ def troubles(epochs: list[dict[str, Any]], options: argparse.Namespace) -> list[
         if all(row["d_loss"] - least < d_undecided / 10 and row["g_loss"] > 2 * g_undecided for row in recent):
             penalty = "--penalty zero-gp, " if options.penalty == "none" else ""
             found.append(f"D has won and teaches G little: try {penalty}a lower --lr-d or a higher --lr-g")
-    if all(row["diversity"] < COLLAPSED for row in recent):
+    if all(row["diversity"] != "" and row["diversity"] < COLLAPSED for row in recent):
         found.append("the samples hardly differ, G has collapsed: try a lower --lr-g, a higher --lr-d, more --d-steps")
     return found
 
@@ -2135,6 +2444,7 @@ def numbered(folder: Path, unit: str, suffix: str, last: int) -> list[Path]:
     return sorted(found, key=found.__getitem__)
 
 
+@costs_no_training
 def save_gif(folder: Path, unit: str, last: int, most: int = 100) -> None:
     """`progress.gif` of a folder's sheets up to number `last`, evenly thinned to at most `most` frames."""
     paths = numbered(folder, unit, ".png", last)
@@ -2147,7 +2457,9 @@ def save_gif(folder: Path, unit: str, last: int, most: int = 100) -> None:
             say(f"note: {path} is left out of progress.gif ({complaint(error)})")
     first, *others = frames
     milliseconds = [150] * len(others) + [2000]
-    first.save(folder / "progress.gif", save_all=True, append_images=others, duration=milliseconds, loop=0)
+    stream = io.BytesIO()
+    first.save(stream, "GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
+    write_whole(folder / "progress.gif", stream.getvalue())
 
 
 @dataclass(frozen=True)
@@ -2164,8 +2476,7 @@ def look(
 ) -> Look:
     """Samples of the fixed noise, how much they differ, the head on the validation set, the FID where it is due."""
     samples = run.averages["generator"].generate(sheet_count(run.generator), seed=options.seed)
-    some = epoch_order(len(images.pixels), 0, 0)[:2000].to(images.pixels.device)
-    measured = {"diversity": pixel_spread(samples) / max(pixel_spread(images.pixels[some].cpu()), 1e-6), "fid": ""}
+    measured = {"diversity": diversity(samples, images), "fid": ""}
     confusion = None
     if validation:
         *values, confusion = validate(run.averages["discriminator"], validation)
@@ -2185,36 +2496,47 @@ def draw(run: Run, seen: Look, options: argparse.Namespace, log: RunLog, last: b
         plot_fid(run, out, options)
     if run.discriminator.head is not None:
         plot_classifier(run, out, "step" if options.iterations else "epoch")
-    shown = samples if options.image_size <= 256 else samples[:16]
-    save_sheets(run, {"fixed_noise": sheet(shown, sheet_columns(run.generator, len(shown)))}, options, log, last)
     if seen.confusion is not None and last:
         classes = run.discriminator.architecture["classes"]
-        log.add_picture("validation/confusion_matrix", plot_confusion(seen.confusion, classes, out))
+        save_confusion(seen.confusion, classes, out)
+        plot_confusion(seen.confusion, classes, log)
+    shown = samples if options.image_size <= 256 else samples[:16]
+    save_sheets(run, {"fixed_noise": sheet(shown, sheet_columns(run.generator, len(shown)))}, options, log, last)
 
 
 def save_sheets(run: Run, sheets: dict[str, Image.Image], options: argparse.Namespace, log: RunLog, last: bool) -> None:
-    """Write sheets of samples every `sample_every`, the weights at 1, 2, 5, 10, 20 …, and at the `last` all and a GIF.
+    """Write the weights at 1, 2, 5, 10, 20 …, sheets of samples every `sample_every`, and at the `last` all and a GIF.
 
     The first sheet is samples/<milestone>.png, any other in a folder of its name there.
     """
     unit, number, name = milestone(run, options.iterations)
-    for i, (kind, picture) in enumerate(sheets.items()):
-        folder = options.out / "samples" / kind if i else options.out / "samples"
-        if last or number % options.sample_every == 0:
-            folder.mkdir(exist_ok=True)
-            picture.save(folder / f"{name}.png")
-            log.add_picture(f"samples/{kind}", picture)
-        if last:
-            save_gif(folder, unit, number)
     if last or f"{number}".rstrip("0") in ("1", "2", "5"):
         plot_weights(run.networks, (unit, number, name), run.step, options.out)
+    for i, (kind, picture) in reversed([*enumerate(sheets.items())]):
+        folder = options.out / "samples" / kind if i else options.out / "samples"
+        if last or number % options.sample_every == 0:
+            save_sheet(picture, folder / f"{name}.png", kind, log)
+        if last:
+            save_gif(folder, unit, number)
+
+
+@costs_no_training
+def save_sheet(picture: Image.Image, path: Path, kind: str, log: RunLog) -> None:
+    """Write a sheet of samples, and show it in TensorBoard."""
+    path.parent.mkdir(exist_ok=True)
+    picture.save(path)
+    log.add_picture(f"samples/{kind}", picture)
 
 
 def milestone(run: Run, iterations: int | None) -> tuple[str, int, str]:
     """What a run's progress is counted in, how many of them it has done, and the name of what is written there."""
-    if iterations:
-        return "iteration", run.step, f"iteration_{run.step:06d}"
-    return "epoch", run.epoch, f"epoch_{run.epoch:04d}"
+    unit, number = ("iteration", run.step) if iterations else ("epoch", run.epoch)
+    return unit, number, milestone_name(unit, number)
+
+
+def milestone_name(unit: str, number: int) -> str:
+    """The name of what is written there: epoch_0010, iteration_000200."""
+    return f"{unit}_{number:0{6 if unit == 'iteration' else 4}d}"
 
 
 @contextmanager
@@ -2232,6 +2554,8 @@ def plot(path: Path, **labels: str) -> Iterator[Any]:
     figure.savefig(path)
 
 
+@costs_no_training
+@own_style()
 def plot_curve(run: Run, path: Path, column: str, title: str, formula: str) -> None:
     """A measure of the steps over iterations, as logged and smoothed."""
     steps, values = (np.array([row[name] for row in run.log]) for name in ("step", column))
@@ -2247,6 +2571,8 @@ def plot_curve(run: Run, path: Path, column: str, title: str, formula: str) -> N
             axes.plot(steps, smooth, color=BLUE, linewidth=1.8, label=f"smoothed over {window} intervals")
 
 
+@costs_no_training
+@own_style()
 def plot_fid(run: Run, out: Path, options: argparse.Namespace) -> None:
     """`plots/fid.png`: the Fréchet distance of the samples to the training images over iterations."""
     rows = [row for row in run.epochs if row["fid"] != ""]
@@ -2258,6 +2584,8 @@ def plot_fid(run: Run, out: Path, options: argparse.Namespace) -> None:
         axes.plot(steps[best], values[best], "o", color=ORANGE, label=f"{values[best]:.4g} best")
 
 
+@costs_no_training
+@own_style()
 def plot_classifier(run: Run, out: Path, unit: str) -> None:
     """`plots/classifier_loss.png` and `classifier_accuracy.png`: the head on training and validation images."""
     numbers = [row[unit] for row in run.epochs]
@@ -2270,14 +2598,21 @@ def plot_classifier(run: Run, out: Path, unit: str) -> None:
                 axes.plot(numbers, values, color=color, marker=".", label=label)
 
 
-def plot_confusion(confusion: np.ndarray, classes: Sequence[str], out: Path) -> Image.Image:
-    """Write `confusion_matrix.csv` and `plots/confusion_matrix.png`, a row per true class; returns the picture."""
-    from matplotlib.figure import Figure
-
+def save_confusion(confusion: np.ndarray, classes: Sequence[str], out: Path) -> None:
+    """`confusion_matrix.csv`, a row per true class."""
     with open(out / "confusion_matrix.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["true \\ predicted", *classes])
         table.writerows([name, *row] for name, row in zip(classes, confusion.tolist(), strict=True))
+
+
+@costs_no_training
+@own_style()
+def plot_confusion(confusion: np.ndarray, classes: Sequence[str], log: RunLog) -> None:
+    """`plots/confusion_matrix.png`, a row per true class."""
+    from matplotlib.figure import Figure
+
+    out = log.out
     side = min(5 + 0.3 * len(classes), 30)
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
     axes = figure.subplots()
@@ -2296,7 +2631,8 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], out: Path) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # letters that the font lacks are drawn as boxes
         figure.savefig(out / "plots" / "confusion_matrix.png")
-    return Image.open(out / "plots" / "confusion_matrix.png").convert("RGB")
+    with Image.open(out / "plots" / "confusion_matrix.png") as picture:
+        log.add_picture("validation/confusion_matrix", picture.convert("RGB"))
 
 
 def draw_layer(axes: Any, weight: Tensor, at_pixels: bool) -> str:
@@ -2314,6 +2650,8 @@ def draw_layer(axes: Any, weight: Tensor, at_pixels: bool) -> str:
     return kind + ", a row per output" * (outputs > 1) + f" (blue −{limit:.2g}, red +{limit:.2g})"
 
 
+@costs_no_training
+@own_style()
 def plot_weights(networks: dict[str, nn.Module], at: tuple[str, int, str], step: int, out: Path) -> None:
     """`weights/<network>_<milestone>.png`: the layer at the pixels as filters, others as kernels, and histograms."""
     from matplotlib.figure import Figure
@@ -2374,17 +2712,38 @@ FIXED_OPTIONS = {  # that a resumed run cannot change, and what of the checkpoin
 }
 
 
-def refuse_folder(out: Path, data: Sequence[Path | None]) -> None:
-    """Raise UserError if `out` cannot be a new run's folder: not empty, not a folder, not writable, among the data."""
-    begun = os.path.isfile(out / ".lock") and not holds_checkpoint(out)  # by a run that was killed before it saved
-    if os.path.isdir(out) and os.listdir(out) and not begun:
-        raise UserError(f"--out {out}: already holds a run or other files; name a new folder, or --resume to go on")
+def refuse_folder(out: Path | None, data: Sequence[Path | None]) -> None:
+    """Raise UserError if `out` cannot be a new run's folder: not empty, not a folder, not writable, among the data.
+
+    None stands for a folder in runs/ whose name is found when the run begins.
+    """
+    if out is None:
+        out = Path("runs")
+    elif os.path.isdir(out) and os.listdir(out):
+        begun = os.path.isfile(out / ".lock") and not holds_checkpoint(out)  # by a run that was killed before it saved
+        if not begun:
+            raise UserError(f"--out {out}: already holds a run or other files; name a new folder, or --resume to go on")
     check_writable("--out", out)
     for folder in data:
         if folder and os.path.isdir(folder) and out.resolve().is_relative_to(folder.resolve()):
             raise UserError(
                 f"--out {out}: lies inside the data, {folder}, whose images it would join; name another folder"
             )
+
+
+def make_named_folder(name: str) -> Path:
+    """A new folder runs/<name>-<date>-<time>, or with -2, -3 … if another run was begun in the same second."""
+    name = time.strftime(f"{name}-%Y%m%d-%H%M%S")
+    try:
+        Path("runs").mkdir(exist_ok=True)
+        for number in itertools.count(1):
+            path = Path("runs", f"{name}-{number}" if number > 1 else name)
+            with suppress(FileExistsError):
+                path.mkdir()
+                break
+    except OSError as error:
+        raise UserError(f"--out {error.filename}: {error.strerror}") from None
+    return path
 
 
 def check_writable(flag: str, path: Path) -> None:
@@ -2592,8 +2951,9 @@ def optimizer_difference(found: Any, weights: Sequence[nn.Parameter], options: a
 
 def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> None:
     """Put a checked checkpoint's state into a new run; learning rates and the like come from the options."""
+    recipe = options.recipe
     for name, network in run.networks.items():
-        was, now = saved["architecture"][name], network.architecture
+        was, now = checked_architecture(options.resume, name, saved["architecture"][name], recipe), network.architecture
         if was.get("classes") != now.get("classes"):
             raise UserError(
                 f"{options.resume}: its classes are not those of the data, {', '.join(now['classes'])}"[:300]
@@ -2665,17 +3025,18 @@ def restore_own(run: Run, saved: dict[str, Any], options: argparse.Namespace) ->
 def is_table(rows: Any, columns: Sequence[str], last: int) -> bool:
     """Whether something is a list of rows with numbers (a text for a warning), their steps growing up to `last`.
 
-    An FID may be missing.
+    What could not be measured, an FID or the diversity, may be missing.
     """
     if not isinstance(rows, list) or not all(isinstance(row, dict) and tuple(row) == columns for row in rows):
         return False
-    rows = [{name: 0 if (name, value) == ("fid", "") else value for name, value in row.items()} for row in rows]
+    rows = [{n: 0 if n in ("fid", "diversity") and value == "" else value for n, value in r.items()} for r in rows]
     kinds = {name: str if name == "warning" else int | float for name in columns}
     if not all(isinstance(row[name], kind) for row in rows for name, kind in kinds.items()):
         return False
     steps = [0, *(row["step"] for row in rows), last + 1]
     numbers = (row[name] for row in rows for name in columns if name != "warning")
-    return all(abs(value) < 2**62 for value in numbers) and all(before < after for before, after in pairwise(steps))
+    in_order = all(before < after for before, after in itertools.pairwise(steps))
+    return in_order and all(abs(value) < 2**62 for value in numbers)
 
 
 # What a file may say of a network, checked before it is built: a false header must not allocate anything.
@@ -2708,6 +3069,8 @@ def checked_architecture(path: str | Path, name: str, architecture: Any, recipe:
     architecture = defaults | architecture  # older files do not know the later ones
     if not all(recipe.limits[key](value) for key, value in architecture.items()):
         raise UserError(f"{path}: its {name} is not one that is made here: {str(architecture)[:200]}")
+    if "classes" in architecture:
+        architecture["classes"] = [*map(class_name, architecture["classes"])]
     return architecture
 
 
@@ -2756,7 +3119,7 @@ def load_network(
     network = kind(**architecture | drawn)
     network.architecture = architecture
     network.load_state_dict(weights)
-    return network.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
+    return network.to(device, memory_format=memory_format(device)).requires_grad_(False).eval()
 
 
 ########################################################################################################################
@@ -2817,16 +3180,21 @@ class Inception:
     @torch.no_grad()
     def features(self, pieces: Iterator[np.ndarray], count: int, what: str) -> dict[str, Tensor]:
         """{layer: float32 count×width} of uint8 images in pieces n×H×W[×3]; grey is repeated as colour."""
-        found: dict[str, list[Tensor]] = {FEATURES: [], LOGITS: []}
-        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # TF32 would be another feature network
+        # One tensor made beforehand: small results kept between the large ones of each batch would hold the heap open.
+        found: dict[str, Tensor] = {}
+        done, exact = 0, torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # TF32 would be another network
         with exact, progress_bar(total=count, desc=what, unit="img", leave=False) as bar:
             for piece in pieces:
                 for images in torch.from_numpy(np.ascontiguousarray(piece)).split(self.batch):
                     images = images.to(self.device).reshape(*images.shape[:3], -1).permute(0, 3, 1, 2)
-                    for layer, values in zip(found, self.network(images.expand(-1, 3, -1, -1)), strict=True):
-                        found[layer].append(values.cpu())
+                    results = self.network(images.expand(-1, 3, -1, -1))
+                    for layer, values in zip((FEATURES, LOGITS), results, strict=True):
+                        if layer not in found:
+                            found[layer] = torch.empty(count, *values.shape[1:])
+                        found[layer][done : done + len(values)] = values
+                    done += len(images)
                     bar.update(len(images))
-        return {layer: torch.cat(values) for layer, values in found.items()}
+        return found
 
 
 def reference_features(inception: Inception, pixels: Tensor, name: str) -> Tensor:
@@ -2893,8 +3261,30 @@ def neighbours_sheet(samples: np.ndarray, *neighbours: np.ndarray) -> Image.Imag
     return sheet(rows.reshape(-1, *samples.shape[1:]), rows.shape[1])
 
 
-def fid_during(options: argparse.Namespace, images: Images, device: torch.device) -> Callable[[BaseGenerator], float]:
-    """What `evaluate_every` calls: the FID of `evaluate_samples` samples against at most as many training images."""
+def check_enough(images: Images, flag: str) -> None:
+    """Raise UserError if there are too few real images for an FID that says anything."""
+    if len(images.pixels) < FEWEST:
+        raise UserError(f"{flag}: the data has {len(images.pixels)} images; FID needs {FEWEST}, and says little of few")
+
+
+def as_drawn(images: Images, channels: int, flag: str) -> tuple[Images, dict[str, str]]:
+    """Real images with the channels of a model's, enough for an FID; and what they are and were. Raises UserError."""
+    check_enough(images, flag)
+    side = images.pixels.shape[1]
+    drawn = f"{'grey' if channels == 1 else 'colour'} images of {side}×{side}"
+    found = images.found or drawn
+    if found != drawn:
+        say(f"note: the data has {found}; it is measured as the model draws, {drawn}")
+    return with_channels(images, channels), {"images": drawn, "data_images": found}
+
+
+def fid_during(
+    options: argparse.Namespace, images: Images, device: torch.device
+) -> tuple[Callable[[BaseGenerator], float], dict[str, Any]]:
+    """What `evaluate_every` calls: the FID of `evaluate_samples` samples against at most as many training images.
+
+    And all that it depends on, for options.json.
+    """
     inception = Inception(options.inception_weights, device)
     from torch_fidelity import metric_fid  # which there is, then
 
@@ -2906,7 +3296,8 @@ def fid_during(options: argparse.Namespace, images: Images, device: torch.device
         both = (metric_fid.fid_features_to_statistics(fake), of_real)
         return metric_fid.fid_statistics_to_metric(*both, verbose=False)["frechet_inception_distance"]
 
-    return fid
+    facts = {"n_fake": count, "n_real": len(real), "network": NETWORK, "weights": inception.digest, "resize": RESIZE}
+    return fid, facts | {"seed": options.seed, "data_images": images.found}
 
 
 def labelled_samples(
@@ -3025,7 +3416,7 @@ def some_path(text: str) -> Path:
     """An argparse type: a path, but not the empty one of a shell's unset variable, which Path takes for this folder."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError("is empty" if not text else "is no path")
-    return Path(text)
+    return Path(os.path.expanduser(text))  # a shell does so in --out ~/x and not in --out=~/x
 
 
 whole, real = partial(number, int), partial(number, float)
@@ -3113,7 +3504,12 @@ def add_performance(parser: argparse.ArgumentParser) -> None:
     """Device and precision."""
     add = parser.add_argument_group("performance").add_argument
     add("--device", **DEVICE)
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where faster")
+    add(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto: bf16 if the device has instructions for it",
+    )
     add("--deterministic", **SWITCH, help="the same run again on a GPU, too, if slower")
     add("--compile", **SWITCH, help="fuse kernels by torch.compile: half a minute at the start, faster steps on a GPU")
     add("--cuda-graph", **SWITCH | dict(default=True), help="on an NVIDIA GPU launch a whole step at once")
@@ -3260,7 +3656,6 @@ def parse_options(argv: Sequence[str] = (), recipe: Recipe | None = None) -> arg
     parser.set_defaults(**{"epochs": 50, "saved": None} | preset)
     if given.resume is None:
         options = parser.parse_args(argv)
-        options.out = options.out or Path("runs", time.strftime(f"{options.preset}-%Y%m%d-%H%M%S"))
         count_in(options, given, "iterations" in preset)
     else:
         options = resumed_options(parser, given, argv)
@@ -3418,6 +3813,10 @@ def load_data(options: argparse.Namespace) -> tuple[Images, Images | None, str]:
     if count < fewest:
         needed = f"{fewest} images" + " (--d-steps)" * (options.d_steps > 1)
         raise UserError(f"--data {options.data}: training needs at least {needed}, found {count}")
+    if options.evaluate_every:
+        check_enough(images, f"--evaluate-every {options.evaluate_every}")
+    if not data_spread(images):
+        say(f"note: --data {options.data}: the images are all alike; the diversity of samples cannot be told")
     lower_batch(options, count)
     return images, validation, data_fingerprint
 
@@ -3481,7 +3880,7 @@ GAN = Recipe(
 def train(options: argparse.Namespace) -> Path:
     """Train as `options` (from `parse_options`) say; returns the run's folder. Bad input: UserError."""
     with joined_processes(options.device) as device:
-        options.seed, options.out = shared((options.seed, options.out))  # one may have been drawn, one has the time
+        options.seed = shared(options.seed)  # it may have been drawn
         return train_on(device, options)
 
 
@@ -3492,10 +3891,11 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
         say("training on the built-in shapes, drawn on the fly; --data FOLDER trains on your own images")
     saved = options.saved
     unit, planned = ("iterations", options.iterations) if options.iterations else ("epochs", options.epochs)
-    if saved and saved["step" if options.iterations else "epoch"] >= planned:
+    is_new = not saved or options.resume.parent.parent.resolve() != options.out.resolve()
+    has_ended = saved and saved["step" if options.iterations else "epoch"] >= planned
+    if has_ended and shared(is_new or not (options.out / UNDRAWN).exists()):
         say(f"nothing to do: {options.resume} has done its {planned:,} {unit}; a larger --{unit} goes on from it")
         return options.out
-    is_new = not saved or options.resume.parent.parent.resolve() != options.out.resolve()
     if is_new and not is_follower():
         refuse_folder(options.out, options.recipe.folders(options))
     if options.download:
@@ -3509,14 +3909,16 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.use_deterministic_algorithms(True)
-    if options.precision == "auto":
-        options.precision = shared("bf16" if bf16_pays(options, channels, device, classes) else "fp32")
+    options.precision = shared("bf16" if wants_bf16(options.precision, device) else "fp32")
     measures_itself = options.evaluate_every and not options.dry_run and not is_follower()
     # Before make_run sets the random numbers, which this may draw.
-    fid = fid_during(options, images, device) if measures_itself else None
+    fid, fid_facts = fid_during(options, images, device) if measures_itself else (None, {})
     run = make_run(options, channels, device, options.precision == "bf16", classes)
     if options.compile:
         compile_networks(run)
+    drawn = [*(options.out / "weights").glob("*.png")] if saved else []
+    is_drawn_first = not saved or (not is_new and not drawn and saved["options"].get("seed") == options.seed)
+    untrained = deepcopy(run.networks) if is_drawn_first and not is_follower() else {}
     if saved:
         restore(run, saved, options)
         if saved["options"].get("data_fingerprint") != data_fingerprint:
@@ -3526,20 +3928,32 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
             raise UserError(f"--data {options.data}: its test images are gone, on which {options.resume} was validated")
         if run.seen > len(images.pixels):
             raise UserError(f"{options.resume}: has seen more images of its epoch than there are")
+    was = saved["options"].get("fid") if saved else None
+    if was and fid_facts and any(was[name] != fid_facts[name] for name in ("n_real", "n_fake", "weights")):
+        raise UserError(
+            f"--evaluate-every: the FIDs of {options.resume} are of other images or weights; 0 turns it off"
+        )
     facts = plain(options) | {
         "data_fingerprint": data_fingerprint,
         "device_name": device_name(device),
         "versions": {"tool": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
+        "fid": fid_facts,
     }
-    at_a_row = run.step == (run.epochs[-1]["step"] if run.epochs else 0)
-    if run.seen and at_a_row and not options.iterations and not leg_steps(run, len(images.pixels), options):
+    if run.seen and is_at_a_row(run) and not options.iterations and not leg_steps(run, len(images.pixels), options):
         run.epoch, run.seen = run.epoch + 1, 0  # counted in iterations so far, and these had used up an epoch
     steps = len(images.pixels) // images_of_step(options)  # of an epoch
     ahead = (options.epochs - run.epoch) * steps - run.seen // images_of_step(options)
     run.planned = run.step + 1 if options.dry_run else options.iterations or run.step + ahead
+    if saved:
+        before = saved["options"].get("planned", run.planned)
+        for jump in jumps(run.step, before, run.planned, options):
+            say(f"note: the run is planned for {run.planned:,} steps, no longer for {before:,}: {jump}")
     length = f"{planned:,} iterations" if options.iterations else f"{planned:,} epochs of {steps:,} steps"
     length = "1 step" if options.dry_run else length
+    facts["planned"] = run.planned
     bf16, images = run.bf16, on_device(images, device)
+    if options.out is None:
+        options.out = shared(None if is_follower() else make_named_folder(options.preset))
     announce(run, images, validation, facts, length, options)
     folder = nullcontext() if is_follower() else open_run_folder(options.out, is_new)
     with folder, noted_signals() as signals:
@@ -3548,7 +3962,7 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
             if is_follower():
                 follow(run, images, options, should_stop)
                 return options.out
-            parts = run_legs(run, images, validation, fid, facts, options, should_stop)
+            parts = run_legs(run, images, validation, fid, facts, untrained, options, should_stop)
         except Stopped as stop:
             raise UserError(f"stopped at once; {what_is_saved(options)}", 128 + stop.args[0]) from None
         except OSError as error:  # a full disk, a folder that has become read-only: no training without saving
@@ -3598,6 +4012,11 @@ def leg_steps(run: Run, count: int, options: argparse.Namespace) -> int:
     return (count - run.seen) // images_of_step(options)
 
 
+def is_at_a_row(run: Run) -> bool:
+    """Whether a run stands where its last row of epochs.csv was written, or at its start."""
+    return run.step == (run.epochs[-1]["step"] if run.epochs else 0)
+
+
 def is_done(run: Run, options: argparse.Namespace) -> bool:
     """Whether a run has come to its end."""
     if options.dry_run:
@@ -3611,24 +4030,38 @@ def run_legs(
     validation: Images | None,
     fid: Callable[[nn.Module], float] | None,
     facts: dict[str, Any],
+    untrained: dict[str, nn.Module],
     options: argparse.Namespace,
     stop: Callable[[], bool],
 ) -> dict[str, float]:
-    """Train, measure, draw and save, an epoch or `sample_every` iterations at a time, to the end or until `stop`.
+    """Train, measure, save and draw, an epoch or `sample_every` iterations at a time, to the end or until `stop`.
 
-    Returns the seconds of each part. A run that is stopped is saved between two steps. Raises UserError for what is not
-    finite, and OSError.
+    Each time the run is saved before it is drawn: what a picture does cannot cost training. Pictures that a crash left
+    out are drawn when the run goes on, those of the `untrained` networks among them. Returns the seconds of each part.
+    A run that is stopped is saved between two steps. Raises UserError for what is not finite, and OSError.
     """
     out, count, of_step = options.out, len(images.pixels), images_of_step(options)
-    seconds = dict.fromkeys(("training", "evaluation", "pictures", "saving"), 0.0)
+    seconds = dict.fromkeys(("training", "evaluation", "saving", "pictures"), 0.0)
     write_whole(out / "options.json", json.dumps(facts, indent=2).encode())
+
+    def draw_all(seen: Look, last: bool) -> None:
+        lost_pictures.clear()
+        if untrained:
+            unit = "iteration" if options.iterations else "epoch"
+            plot_weights(untrained, (unit, 0, milestone_name(unit, 0)), 0, out)
+            untrained.clear()
+        costs_no_training(options.recipe.draw)(run, seen, options, log, last)
+        if not lost_pictures:
+            (out / UNDRAWN).unlink(missing_ok=True)
+
     with (
         closing(RunLog(out, run)) as log,
         progress_bar(initial=run.step * of_step, total=run.planned * of_step, unit="img") as bar,
     ):
         if shared(not holds_checkpoint(out)):  # a new run or a branch: from here on there is something to resume from
             save_run(run, options, facts, keep=False)
-        first = None if run.step else (deepcopy(run.networks), milestone(run, options.iterations))
+        elif run.epochs and is_at_a_row(run) and (out / UNDRAWN).exists():
+            draw_all(options.recipe.look(run, images, validation, None, options), is_done(run, options))
         while not is_done(run, options):
             times, begun, steps = [time.perf_counter()], run.step, leg_steps(run, count, options)
             bar.set_description(progress(run, options))
@@ -3639,8 +4072,6 @@ def run_legs(
             times.append(time.perf_counter())
             if run.step < begun + steps:  # it was stopped
                 save_run(run, options, facts, keep=False)
-                if first:
-                    plot_weights(*first, 0, out)
                 break
             if not options.iterations:
                 run.epoch, run.seen = run.epoch + 1, 0
@@ -3652,15 +4083,13 @@ def run_legs(
             log.add_epoch(row)
             if row["warning"]:
                 say(f"warning: {progress(run, options, done=True)}: {row['warning']}")
-            options.recipe.draw(run, seen, options, log, last)
-            if first:  # the untrained weights, whose picture takes longer than the first steps
-                plot_weights(*first, 0, out)
-                first = None
             run.seconds = 0.0
-            times.append(time.perf_counter())
             fids = [row["fid"] for row in run.epochs if row.get("fid", "") != ""]
             best = row.get("fid", "") != "" and row["fid"] == min(fids)
+            (out / UNDRAWN).touch()
             save_run(run, options, facts, last or number % options.save_every == 0, best)
+            times.append(time.perf_counter())
+            draw_all(seen, last)
             times.append(time.perf_counter())
             for part, time_spent in zip(seconds, np.diff(times), strict=True):
                 seconds[part] += time_spent
@@ -3717,7 +4146,7 @@ def what_is_saved(options: argparse.Namespace) -> str:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an exception says that there is too little memory, on whichever device; only CUDA has a class for it."""
-    words = ("out of memory", "allocate memory", "not enough memory")  # of CUDA, Linux, Windows
+    words = ("out of memory", "ALLOC_FAILED", "allocate memory", "not enough memory")  # of CUDA, cuBLAS, Linux, Windows
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
@@ -3763,8 +4192,9 @@ def announce(
 ) -> None:
     """A run's first lines: device, precision, data, networks, what is trained and how long, seed, output folder."""
     _, height, width, channels = images.pixels.shape
-    colours, classes = "grey" if channels == 1 else "colour", len(images.classes)
-    kind = f"{colours} images of {height}×{width}" + (f" in {classes} classes" if classes else ", no labels")
+    colours, classes = "grey" if channels == 1 else "colour", images.classes
+    of_classes = f" in {len(classes)} classes: {listed(classes)}" if classes else ", no labels"
+    kind = f"{colours} images of {height}×{width}{of_classes}"
     times = f"{process_count()} × " if process_count() > 1 else ""
     how = f"{facts['precision']}{', compiled' if options.compile else ''}"
     if options.cuda_graph and run.rng.device.type == "cuda":
@@ -3778,6 +4208,9 @@ def announce(
         source = "images held out" if facts.get("validation_split") else "test images"
         both = f" and {len(validation.other.pixels):,}" if validation.other else ""
         say(f"validation {len(validation.pixels):,}{both} {source}")
+    if facts["fid"]:
+        counts = f"{facts['fid']['n_fake']:,} samples against {facts['fid']['n_real']:,} training images"
+        say(f"FID        of {counts}, {NETWORK}, weights {facts['fid']['weights']}")
     networks, objective, notes = options.recipe.describe(run, options)
     say(f"networks   {networks}")
     steps_of_d = f", {options.d_steps} steps of D to one of G" if options.d_steps > 1 else ""
@@ -3841,7 +4274,9 @@ def generate(options: argparse.Namespace) -> Path:
         raise UserError(f"--count {options.count}: do not fit into memory; --out folder/ takes any number") from None
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror or error}") from None
-    say(f"{options.count:,} images of {options.model}, seed {options.seed}: {out}")
+    classes = generator.architecture["classes"]
+    of_class = f" of class {classes[class_number(options.label, classes)]}" if options.label is not None else ""
+    say(f"{options.count:,} images{of_class} of {options.model}, seed {options.seed}: {out}")
     return out
 
 
@@ -3920,11 +4355,7 @@ def measure_model(options: argparse.Namespace) -> dict[str, Any]:
     generator = load_network(options.model, "generator", device, options.recipe)
     size, channels, asked = (generator.architecture[key] for key in ("image_size", "channels", "classes"))
     images = load_images(options.data, options.split, size, options.skip_unreadable, options.cache)
-    images = with_channels(images, channels)
-    if len(images.pixels) < FEWEST:
-        raise UserError(
-            f"--data {options.data}: {len(images.pixels)} images; FID needs {FEWEST}, and says little of few"
-        )
+    images, of_images = as_drawn(images, channels, f"--data {options.data}")
     judge = bool(asked) if options.judge is None else options.judge
     if judge and (len(images.classes) < 2 or (asked and [*images.classes] != asked)):
         what = "has no classes to learn" if len(images.classes) < 2 else f"has other classes than {options.model}"
@@ -3941,6 +4372,8 @@ def measure_model(options: argparse.Namespace) -> dict[str, Any]:
         "split": options.split,
         "n_real": len(real),
         "n_fake": options.samples,
+        **of_images,
+        "skip_unreadable": options.skip_unreadable,
         **quality(fake, real, inception, options.seed),
         "network": NETWORK,
         "weights": inception.digest,
@@ -4033,8 +4466,11 @@ def evaluation_text(result: dict[str, Any]) -> str:
     truncated = f", truncation {result['truncation']:g}" if result["truncation"] is not None else ""
     lines += [f"of                {result['n_fake']:,} samples, seed {result['seed']}{truncated}, of {result['model']}"]
     lines += [f"against           {result['n_real']:,} images of {result['data']}, split {result['split']}"]
+    turned = f", from {result['data_images']}" if result["data_images"] != result["images"] else ""
+    lines += [f"images            {result['images']}{turned}"]
+    lines += [f"KID's subsets     {result['kid_subset_size']:,} images each"]
     lines += [f"network           {result['network']}, weights {result['weights']}, {result['resize']}"]
-    lines += [f"time              {clock(result['seconds'])} on {result['device']}"]
+    lines += [f"time              {clock(result['seconds'])} on {result['device']}, torch {result['torch']}"]
     if result["biased"]:
         lines += ["note: FID, precision and recall of so few images are biased: compare with the same numbers only"]
     return "\n".join(lines)
@@ -4047,8 +4483,9 @@ def classify(options: argparse.Namespace) -> None:
     if discriminator.head is None:
         raise UserError(f"{options.model}: its discriminator tells no classes; train one with --multitask")
     try:
-        source = find_to_classify(options.images)
-        images = with_channels(decode_source(source, size), channels)
+        with redirect_stdout(sys.stderr):  # the notes; what is printed may be read by a program
+            source = find_to_classify(options.images)
+            images = with_channels(decode_source(source, size), channels)
     except UserError as error:
         raise UserError(re.sub("^--data:? |; --skip-unreadable.*", "", str(error))) from None
     if images.labels is None or options.shares:
@@ -4086,7 +4523,7 @@ def find_to_classify(paths: Sequence[Path]) -> Source:
             if not os.path.isfile(path):
                 what = "is a folder; give it alone" if os.path.isdir(path) else "there is no such image file"
                 raise UserError(f"{path}: {what}")
-        return Source(paths)
+        return Source(paths, where=f"{paths[0]} …" if len(paths) > 1 else str(paths[0]))
     try:
         return find_source(paths[0], "test")
     except NoTestSplit:

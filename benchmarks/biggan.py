@@ -13,7 +13,6 @@ import json
 import shlex
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,9 +28,7 @@ def steps_per_second(words: list[str], warm_up: int, timed: int) -> float:
     torch.set_float32_matmul_precision("high")  # as training does
     images, _, _ = options.recipe.load(options)
     channels, classes = images.pixels.shape[3], images.classes
-    bf16 = options.precision == "bf16" or (
-        options.precision == "auto" and gan.bf16_pays(options, channels, device, classes)
-    )
+    bf16 = gan.wants_bf16(options.precision, device)
     run, images = gan.make_run(options, channels, device, bf16, classes), gan.on_device(images, device)
     run.planned = warm_up + timed
     if options.compile:
@@ -77,14 +74,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.biggan", description=__doc__.splitlines()[0], allow_abbrev=False
     )
-    parser.add_argument("--data", type=Path, required=True, help="labelled images, in any layout")
-    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--data", type=gan.some_path, required=True, help="labelled images, in any layout")
+    parser.add_argument("--out", type=gan.some_path, required=True, help="the run's folder")
     parser.add_argument("--preset", choices=biggan.PRESETS, default="cifar10-best")
     parser.add_argument("--minutes", type=float, default=7.5, help="of training")
     parser.add_argument("--samples", type=int, default=50_000, help="that are measured")
     parser.add_argument("--warm-up", type=int, default=100, metavar="STEPS", help="before twice as many are timed")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--inception-weights", type=Path)
+    parser.add_argument("--inception-weights", type=gan.some_path)
     parser.add_argument("--device", default="cuda")
     options, others = parser.parse_known_args()
     try:

@@ -79,15 +79,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10, in any layout")
-    parser.add_argument("--models", type=Path, nargs="*", default=MODELS, help="generators of 32×32 colour images")
+    parser.add_argument("--data", type=gan.some_path, required=True, help="CIFAR-10, in any layout")
+    parser.add_argument(
+        "--models", type=gan.some_path, nargs="*", default=MODELS, help="generators of 32×32 colour images"
+    )
     parser.add_argument("--radii", type=float, nargs="*", default=RADII, metavar="PIXELS", help="of the blurs")
     parser.add_argument("--samples", type=int, default=50_000, help="of each model")
     parser.add_argument("--images", type=int, help="at most so many of everything; biased, but sooner")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--inception-weights", type=Path)
+    parser.add_argument("--inception-weights", type=gan.some_path)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, help="a .json file")
+    parser.add_argument("--out", type=gan.some_path, help="a .json file")
     parser.add_argument("--json", action="store_true", help="print it, too")
     options = parser.parse_args()
     try:

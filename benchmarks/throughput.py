@@ -16,7 +16,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -194,7 +193,7 @@ def compare(batch: int, options: argparse.Namespace, images: gan.Images, device:
     settings = gan.parse_options(words)
     settings.image_size = images.pixels.shape[1]
     channels = images.pixels.shape[3]
-    bf16 = gan.bf16_pays(settings, channels, device, ()) if options.precision == "auto" else options.precision == "bf16"
+    bf16 = gan.wants_bf16(options.precision, device)
     loops = {"textbook": textbook_loop(settings, images, device), "own": own_loop(settings, images, device, bf16)}
     rates: dict[str, list[float]] = {name: [] for name in loops}
     steps = max(2, options.images // batch)
@@ -228,7 +227,7 @@ def compare(batch: int, options: argparse.Namespace, images: gan.Images, device:
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="images in any layout; drawn shapes of 32×32 if left out")
+    parser.add_argument("--data", type=gan.some_path, help="images in any layout; drawn shapes of 32×32 if left out")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 128, 512])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=6400, help="that each loop sees in a round")

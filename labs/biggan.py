@@ -561,7 +561,7 @@ def interpolate(argv: Sequence[str]) -> Path:
 
 def cosine_distances(embeddings: Tensor) -> np.ndarray:
     """1 - cosine of each pair of rows n×dim, n×n."""
-    rows = F.normalize(embeddings.double().cpu(), dim=1)
+    rows = F.normalize(embeddings.cpu().double(), dim=1)  # Apple's GPUs know no double
     return (1 - rows @ rows.mT).clamp(0, 2).numpy()
 
 
@@ -587,6 +587,7 @@ def tsne(rows: Tensor, seed: int) -> np.ndarray:
 
 
 @measuring
+@gan.own_style()
 def embeddings(argv: Sequence[str]) -> dict[str, Any]:
     """The command `embeddings`: the classes by t-SNE and their cosine distances, in a picture. Raises UserError."""
     described = "Draw the embeddings of the classes: t-SNE, and their cosine distances."
@@ -752,6 +753,7 @@ def safe_name(text: str) -> str:
 
 
 @measuring
+@gan.own_style()
 def truncation(argv: Sequence[str]) -> dict[str, Any]:
     """The command `truncation`: FID, precision and recall at several truncations, in a picture. Raises UserError."""
     described = "Measure what truncated noise gives and takes: fidelity (precision) and variety (recall)."
@@ -774,9 +776,8 @@ def truncation(argv: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--out {options.out}: {target} is a folder")
     generator = opened(options)
     size, channels = generator.architecture["image_size"], generator.architecture["channels"]
-    images = gan.with_channels(gan.load_images(options.data, "train", size, options.skip_unreadable), channels)
-    if len(images.pixels) < gan.FEWEST:
-        raise UserError(f"--data {options.data}: {len(images.pixels)} images; FID needs {gan.FEWEST}")
+    images = gan.load_images(options.data, "train", size, options.skip_unreadable)
+    images, of_images = gan.as_drawn(images, channels, f"--data {options.data}")
     inception = gan.Inception(options.inception_weights, gan.choose_device(options.device))
     real = gan.reference_features(inception, *gan.real_sample(images, options.reference or len(images.pixels)))
     found = []
@@ -793,7 +794,7 @@ def truncation(argv: Sequence[str]) -> dict[str, Any]:
     against = f"{len(real):,} training images of {options.data or 'shapes'}"
     say(f"{options.samples:,} samples each, seed {options.seed}, against {against}")
     say(f"{gan.NETWORK}, weights {inception.digest}, {gan.RESIZE}: {options.out}")
-    return {"model": str(options.model), "against": against, "weights": inception.digest, "figures": found}
+    return {"model": str(options.model), "against": against, "weights": inception.digest, **of_images, "figures": found}
 
 
 def truncation_plot(found: list[dict[str, Any]], samples: int, reference: int) -> bytes:

@@ -285,7 +285,8 @@ def read(flag: str, path: Path, split: str, size: int, options: argparse.Namespa
     """The images of a flag, in colour, without labels; with `held_out` divided by name. Complaints name the flag."""
     try:
         if options.held_out:
-            source = gan.Source(held_out_files(path, options.held_out)[split == "test"])
+            source = replace(gan.find_source(path, "train"), labels=None)
+            source = replace(source, items=held_out_files(path, options.held_out)[split == "test"])
         else:
             source = gan.find_source(path, split)
         images = gan.decode_source(source, size, options.skip_unreadable, options.cache)
@@ -538,12 +539,18 @@ def translate(argv: Sequence[str]) -> Path:
     gan.check_writable("--out", options.out)
     files = []
     for path in options.images:
+        left_out: Counter[str] = Counter()
         try:
-            found = gan.image_files(path) if path.is_dir() else [path]
+            found = gan.image_files(path, left_out) if path.is_dir() else [path]
+            if path.is_dir() and (links := [folder for folder in gan.subfolders(path) if folder.is_symlink()]):
+                left_out[gan.LINK] += len(links)
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
+        others = f": {gan.counted(left_out)}" if left_out else ""
         if not found:
-            raise UserError(f"{path}: there is no image in this folder (those in folders within are not looked for)")
+            raise UserError(f"{path}: no image is in this folder (those in folders within are not looked for){others}")
+        if left_out:
+            say(f"note: {path}: left out{others[1:]}")
         files += found
     name, times = Counter(file.stem for file in files).most_common(1)[0]
     if times > 1:
@@ -631,7 +638,10 @@ def measure_pairs(options: argparse.Namespace) -> dict[str, Any]:
     if len(names) < 2:
         raise UserError(f"--y {options.y}: {len(names)} of its files have a name that one of --x has, too; name pairs")
     try:
-        given, true = (gan.decode_source(gan.Source([part[name] for name in names]), size) for part in sources)
+        given, true = (
+            gan.decode_source(gan.Source([part[name] for name in names], where=str(getattr(options, flag))), size)
+            for flag, part in zip(options.direction, sources, strict=True)
+        )
     except UserError as error:
         raise UserError(re.sub("; --skip-unreadable.*", "", str(error))) from None
     given, true = (gan.with_channels(part, 3).pixels for part in (given, true))

@@ -500,9 +500,10 @@ def build(target: Path) -> None:
         import typst
     except ImportError:
         raise gan.UserError("build: needs the typesetter Typst (pip install -r report/requirements.txt)") from None
-    from report import figures
+    # The figures' folder lies under the typesetter's root.
+    with gan.own_style(), tempfile.TemporaryDirectory(prefix=".figures-", dir=SOURCE.parent) as folder:
+        from report import figures
 
-    with tempfile.TemporaryDirectory(prefix=".figures-", dir=SOURCE.parent) as folder:  # under the typesetter's root
         figures.draw_all(Path(folder))
         pdf = typst.compile(str(SOURCE), root=str(SOURCE.parent), sys_inputs={"figures": Path(folder).name})
     gan.write_whole(target, pdf)
@@ -534,7 +535,9 @@ def main() -> int:
         "--scale", choices=scales, default=scales[0], help=f"how long the sweeps are, and which are run ({scales[0]})"
     )
     command.add_argument("--jobs", type=gan.whole(1, 64), default=1, metavar="N", help="runs at a time (1)")
-    command.add_argument("--inception-weights", type=Path, metavar="FILE", help="fetched by torch-fidelity if left out")
+    command.add_argument(
+        "--inception-weights", type=gan.some_path, metavar="FILE", help="fetched by torch-fidelity if left out"
+    )
     commands.add_parser("build", help="write Report.pdf from the facts")
     options = parser.parse_args()
     work = partial(build, ROOT / "Report.pdf") if options.command == "build" else partial(run_asked, options)

@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT))
 TOY = "--image-size 8 --width-g 4 --width-d 4 --latent-dim 8 --batch-size 8 --precision fp32 --device cpu".split()
 
 
-def command(*words: object, **options) -> subprocess.CompletedProcess:
-    """Run the script as a user does; the environment says that there is no display."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")}
+def command(*words: object, settings: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
+    """Run the script as a user does; the environment says that there is no display, and what the `settings` say."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")} | (settings or {})
     line = [sys.executable, str(ROOT / "rollnumber_04.py"), *map(str, words)]
     return subprocess.run(line, capture_output=True, text=True, timeout=240, env=environment, check=False, **options)
 

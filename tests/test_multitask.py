@@ -243,7 +243,7 @@ def test_what_is_validated_on(tmp_path):
     np.savez(tmp_path / "all.npz", images=images, labels=labels)
     assert [len(part.labels) for part in validation_of(tmp_path / "all.npz")] == [54, 6]
     np.savez(tmp_path / "more.npz", images=images, labels=labels, test_images=images[:8], test_labels=labels[:8] + 1)
-    with pytest.raises(gan.UserError, match="more classes than its training images"):
+    with pytest.raises(gan.UserError, match="class 3 of its test images has no training image"):
         validation_of(tmp_path / "more.npz")
     np.savez(tmp_path / "bare.npz", images=images, labels=labels, test_images=images[:8])
     with pytest.raises(gan.UserError, match="its test images have no labels; give --validation-split"):

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -27,6 +28,8 @@ from PIL import Image
 import rollnumber_04 as gan
 from report import GAP, figures
 from report import __main__ as report
+
+LONG = 600  # seconds that nothing here takes on the slowest machine: what takes longer hangs
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])
@@ -302,7 +305,7 @@ def test_a_run_whose_time_is_up_is_stopped_and_can_go_on(tmp_path):
     class AfterThreeEpochs(float):
         def __sub__(self, now):
             while not (out / "epochs.csv").exists() or (out / "epochs.csv").read_text().count("\n") < 4:
-                assert time.monotonic() < now + 120
+                assert time.monotonic() < now + LONG
                 time.sleep(0.05)
             return 0.0  # seconds left
 
@@ -316,7 +319,7 @@ def test_a_run_whose_time_is_up_is_stopped_and_can_go_on(tmp_path):
 
 
 def test_work_is_done_side_by_side_and_in_order():
-    together = threading.Barrier(3, timeout=60)
+    together = threading.Barrier(3, timeout=LONG)
 
     def work(number):
         together.wait()  # for two others
@@ -325,34 +328,49 @@ def test_work_is_done_side_by_side_and_in_order():
     assert report.each(work, [(number,) for number in range(6)], 3) == [0, -1, -2, -3, -4, -5]
 
 
+@pytest.fixture
+def told(monkeypatch):
+    """Make an event of what the report is to print on standard error; it is set when that has been printed."""
+    events = {}
+
+    def noting(line, **where):
+        print(line, **where)
+        for words, event in events.items():
+            if words in line:
+                event.set()
+
+    monkeypatch.setattr(report, "print", noting, raising=False)
+    return lambda words: events.setdefault(words, threading.Event())
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_after_a_failure_nothing_more_is_begun(jobs, capsys):
-    begun, failed = [], threading.Event()
+def test_after_a_failure_nothing_more_is_begun(jobs, told):
+    begun, waiting = [], told("the second failed; waiting for what runs beside it")
 
     def work(number):
         begun.append(number)
         if number == 1:
-            failed.set()
             sys.exit("the second failed")
         if number == 0 and jobs == 2:
-            failed.wait(60)
-            time.sleep(0.1)
+            assert waiting.wait(LONG)
             sys.exit("the first, later")
 
     with pytest.raises(SystemExit, match="the second failed"):
         report.each(work, [(number,) for number in range(50)], jobs)
     assert sorted(begun) == [0, 1]
-    assert ("the second failed; waiting" in capsys.readouterr().err) == (jobs == 2)
+    assert waiting.is_set() == (jobs == 2)
 
 
-def test_after_ctrl_c_what_was_begun_ends_and_nothing_more_is_begun():
-    begun, ended = [], []
+def test_after_ctrl_c_what_was_begun_ends_and_nothing_more_is_begun(told, monkeypatch):
+    begun, ended, waiting, all_given = [], [], told("waiting for the runs to save"), threading.Event()
+    wait = report.wait
+    monkeypatch.setattr(report, "wait", lambda futures: all_given.set() or wait(futures))
 
     def work(number):
         begun.append(number)
-        time.sleep(0.2)
+        assert all_given.wait(LONG)
         os.kill(os.getpid(), signal.SIGINT)  # to the process: its main thread hears it
-        time.sleep(0.5)
+        assert waiting.wait(LONG)
         ended.append(number)
 
     with pytest.raises(KeyboardInterrupt):
@@ -370,19 +388,24 @@ def test_a_signal_is_passed_on_once_to_the_runs_which_save(tmp_path, monkeypatch
     )
     for name in ("EXPERIMENTS", "RESULTS", "RUNS"):
         monkeypatch.setattr(report, name, tmp_path / {"EXPERIMENTS": "experiments.toml"}.get(name, name))
-    monkeypatch.setattr("sys.argv", ["report", "run", "--jobs", "2", "--budget", "3"])
+    monkeypatch.setattr("sys.argv", ["report", "run", "--jobs", "2", "--budget", "10"])
     outs = [tmp_path / "RUNS" / "toy" / run for run in "ab"]
-    ended = threading.Event()
+    stop, stopped, ended = report.stop, [], threading.Event()
+    monkeypatch.setattr(report, "stop", lambda process: stopped.append(process) or stop(process))
 
     def ask():
         tables = [out / "epochs.csv" for out in outs]
         while not all(table.exists() and table.read_text().count("\n") > 1 for table in tables):
             if ended.wait(0.05):
                 return
-        os.kill(os.getpid(), signal.SIGTERM)  # twice, as `timeout` does
-        time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def say(line, **where):
+        print(line, **where)
+        if line == "waiting for the runs to save":
+            os.kill(os.getpid(), signal.SIGTERM)  # again, as `timeout` does
+
+    monkeypatch.setattr(report, "print", say, raising=False)
     asking = threading.Thread(target=ask)
     before = signal.getsignal(signal.SIGTERM)
     asking.start()
@@ -394,6 +417,7 @@ def test_a_signal_is_passed_on_once_to_the_runs_which_save(tmp_path, monkeypatch
     assert signal.getsignal(signal.SIGTERM) == before
     said = capfd.readouterr().err
     assert "waiting for the runs to save" in said
+    assert len(stopped) == len({*stopped}) == 2
     assert said.splitlines()[-1].endswith("interrupted")
     for out in outs:
         words = report.words_beside_others(out).read_text()
@@ -405,26 +429,28 @@ def test_a_signal_is_passed_on_once_to_the_runs_which_save(tmp_path, monkeypatch
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
 def test_what_a_command_has_started_is_told_to_stop_with_it(tmp_path):
-    pids = tmp_path / "pids"
-    program = (
-        "import os, subprocess, sys, time, pathlib\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"  # keeps our stdout open
-        f"pathlib.Path({str(pids)!r}).write_text(str(child.pid))\ntime.sleep(600)\n"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    worker = (
+        "import os, time\n"  # keeps our stdout open
+        f"writer = os.open({str(tmp_path / 'pipe')!r}, os.O_WRONLY)\n"
+        f"os.write(writer, b'begun')\ntime.sleep({2 * LONG})\nos.write(writer, b'it was not stopped')\n"
     )
+    program = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {worker!r}])\n"
+
+    def comes_next():
+        assert select.select([reader], [], [], LONG)[0]
+        return os.read(reader, 99)
 
     class OnceItRuns(float):
         def __sub__(self, now):
-            while not (pids.exists() and pids.read_text()):
-                time.sleep(0.05)
+            assert comes_next() == b"begun"
             return 0.0
 
     with pytest.raises(SystemExit, match="the budget is spent"):
         report.printed_by(["-c", program], OnceItRuns())
-    deadline = time.monotonic() + 60
-    status = Path(f"/proc/{pids.read_text()}/stat")
-    while status.exists() and status.read_text().split(")")[-1].split()[0] != "Z":  # a zombie if nobody waits for it
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert comes_next() == b""  # the worker's end of the pipe is closed: it has ended
+    os.close(reader)
 
 
 def test_runs_of_all_experiments_are_begun_together_and_each_once(tmp_path, monkeypatch, capsys):

@@ -18,11 +18,16 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an N
 
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
-    """A folder of images that is large enough for the cache, and the cache's folder."""
+    """A folder of images that is large enough for the cache, and the cache's folder.
+
+    The images are old: of two changes within a tick of the file system's clock the second would have the first's time.
+    """
     monkeypatch.setattr(gan, "CACHED_FROM", 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     save_all(pictures(6), tmp_path / "data" / "cat")
     save_all(pictures(6, seed=1), tmp_path / "data" / "dog")
+    for image in (tmp_path / "data").rglob("*.png"):
+        os.utime(image, (10**9, 10**9))
     return tmp_path / "data", tmp_path / "cache" / "rollnumber_04"
 
 
@@ -117,6 +122,8 @@ def trained(device, *words, steps=12, bf16=False):
     images = gan.on_device(images, device)
     run = gan.make_run(options, 3, device, bf16, images.classes if options.multitask or options.conditional else ())
     run.planned = 20
+    if options.compile:
+        gan.compile_networks(run)
     rows = []
     while run.step < steps:
         rows += gan.train_leg(run, images, min(5, steps - run.step), options)
@@ -197,7 +204,7 @@ def test_why_steps_are_not_captured(monkeypatch):
     ],
 )
 def test_a_cuda_graph_trains_as_the_plain_loop_does(words):
-    device = torch.device("cuda")
+    device = gan.choose_device("cuda")
     bf16, words = words == "bf16", words.replace("bf16", "").split()
     plain, rows = trained(device, "--no-cuda-graph", *words, bf16=bf16)
     graph, same_rows = trained(device, *words, bf16=bf16)
