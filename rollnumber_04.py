@@ -13,14 +13,25 @@
 
 From Python: `load_generator("generator.safetensors").generate(64, seed=0)` is an array of 64 uint8 images.
 
-A data item flows down this file once: path -> uint8 tensor on the device -> networks -> objectives -> one training step
--> epoch loop -> pictures, log, checkpoint -> a saved generator -> `generate`.
+The file reads from top to bottom:
+
+    Networks       the generator and the discriminator, with its optional classification head
+    Objectives     losses, penalties, and what D sees changed at random
+    Training       one step, Algorithm 1; averages, several processes, the loop of steps
+    Data           a folder of images as one tensor of bytes
+    Pictures       sheets of samples, curves, weights, and the logs
+    Checkpoints    saving a run, resuming it, saved models
+    Commands       options, train, generate, classify
+
+It stands alone. What only an engineer needs are extras/, other courses' systems are labs/; both import it.
 """
+
+from __future__ import annotations
 
 import argparse
 import csv
-import gzip
 import hashlib
+import importlib
 import inspect
 import io
 import itertools
@@ -34,10 +45,7 @@ import re
 import secrets
 import shlex
 import signal
-import string
-import struct
 import sys
-import tarfile
 import tempfile
 import textwrap
 import threading
@@ -45,7 +53,6 @@ import time
 import unicodedata
 import warnings
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -54,13 +61,14 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache, partial, wraps
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # torch takes seconds to import, in which Ctrl-C would be a traceback
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+if __name__ == "__main__":
+    sys.modules.setdefault("rollnumber_04", sys.modules[__name__])  # what extras/ imports: this module, no second copy
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # torch takes seconds to import, in which Ctrl-C would be a traceback
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
 import numpy as np
 import safetensors
@@ -74,7 +82,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 __version__ = "0.1.0"
-CACHE_BYTES = 4 << 30  # that the cache folder may hold
 
 
 class UserError(Exception):
@@ -88,119 +95,6 @@ class UserError(Exception):
         self.status, self.common = status, common
 
 
-def say(line: str) -> None:
-    """Print a line above any progress bar; a run goes on when nobody reads it any more, as after `| head`."""
-    if is_follower():
-        return
-    try:
-        tqdm.write(line)
-        sys.stdout.flush()
-    except OSError:
-        mute()
-
-
-def is_launched() -> bool:
-    """Whether `torchrun` has started this process, perhaps beside others."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def is_follower() -> bool:
-    """Whether it has, and this is not the first, which alone speaks and writes."""
-    return is_launched() and os.environ["RANK"] != "0"
-
-
-def progress_bar(**settings: Any) -> tqdm:
-    """A bar on standard error, where that is a terminal."""
-    return tqdm(**settings, disable=is_follower() or None)
-
-
-def mute() -> None:
-    """Send standard output nowhere from now on, with what Python still holds of it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def write_whole(path: Path, data: bytes, suffix: str = ".tmp") -> None:
-    """Write a file so that a crash leaves either the old one or the new one: beside it, to the disk, then renamed."""
-    beside = path.with_name(path.name + suffix)
-    try:
-        with open(beside, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        replace_file(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the rename itself reaches the disk with the folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def replace_file(new: Path, old: Path) -> None:
-    """os.replace, but on Windows tried again for a second: a virus scanner may have either file open."""
-    for wait in (0.05, 0.1, 0.2, 0.4) if os.name == "nt" else ():
-        try:
-            os.replace(new, old)
-            return
-        except PermissionError:
-            time.sleep(wait)
-    os.replace(new, old)
-
-
-def save_output(flag: str, path: Path, data: bytes) -> None:
-    """Write the file that an option names, into a folder that is made. Raises UserError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
-    except OSError as error:
-        raise UserError(f"{flag} {path}: {error.strerror or error}") from None
-
-
-def cache_folder() -> Path:
-    """Where what takes long to compute, and can be computed again, is kept for the next time."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "rollnumber_04")
-    except RuntimeError:  # a user without a home, as in a container
-        return Path(tempfile.gettempdir(), "rollnumber_04")
-
-
-def load_cached(name: str) -> dict[str, Tensor] | None:
-    """What `save_cached` kept under a name; None if there is nothing, or nothing whole."""
-    path = cache_folder() / f"{name}.safetensors"
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError):
-        return None
-    with suppress(OSError):  # of a folder that can be read only
-        os.utime(path)  # used just now
-    return tensors
-
-
-def save_cached(name: str, tensors: dict[str, Tensor]) -> None:
-    """Keep tensors for the next time; what was used longest ago makes room. Says so where nothing can be written."""
-    if is_follower():  # the first process has done so
-        return
-    folder, files = cache_folder(), []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Two runs that begin together must not write to one file.
-        write_whole(folder / f"{name}.safetensors", safetensors.torch.save(tensors), f".{os.getpid()}.tmp")
-        for path in folder.glob("*.safetensors*"):
-            with suppress(FileNotFoundError):  # another run has just removed it
-                files.append((path.stat().st_mtime, path.stat().st_size, path))
-        room = CACHE_BYTES
-        for _, size, path in sorted(files, reverse=True):
-            room -= size
-            if room < 0:
-                path.unlink(missing_ok=True)
-    except OSError as error:
-        path = error.filename or folder
-        print(f"note: {path} could not be written ({error.strerror}); the next time computes it again", file=sys.stderr)
-
-
 class Stopped(KeyboardInterrupt):
     """A signal that ends a program now, such as the second to a run that is saving: its argument is its number."""
 
@@ -210,833 +104,7 @@ class NoTestSplit(UserError):
 
 
 ########################################################################################################################
-#                                                        Data                                                          #
-########################################################################################################################
-
-IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .tga".split())
-IMAGE_FORMATS = "PNG JPEG BMP GIF WEBP TIFF PPM TGA".split()  # Pillow knows more, some of which call other programs
-SPLITS = {"train": {"train", "training"}, "test": {"test", "testing", "t10k", "val", "valid", "validation"}}
-CACHED_FROM, CACHE_VERSION = 5_000, 1  # files that take a second to decode; the version is that of what decoding gives
-SYSTEM_NAMES = frozenset(  # that systems and programs keep for themselves, beside those with a dot or __ in front
-    "@eadir @recycle @recently-snapshot @tmp #recycle #snapshot $recycle.bin recycler lost+found found.000 thumbs.db "
-    "ehthumbs.db desktop.ini icon\r".split(" ")
-) | {"system volume information"}
-SIZES_LOOKED_AT = 1000  # files, to find a set's own size
-FEW_VALUES = 32  # of 256: images that use fewer were probably stored in another range
-LINK = "link to a folder"  # which is not followed
-DECODE_CHUNK = 256  # images of up to 32×32 that a worker decodes before it reports
-SIZES = [base << halvings for halvings in range(1, 9) for base in (4, 5, 6, 7)]  # that the networks make: 8, 10 … 1792
-EMNIST_CLASSES = {  # the characters that the labels of its sets stand for
-    **dict.fromkeys(("balanced", "bymerge"), string.digits + string.ascii_uppercase + "abdefghnqrt"),
-    "byclass": string.digits + string.ascii_uppercase + string.ascii_lowercase,
-    "letters": string.ascii_lowercase,  # capital and small as one
-    **dict.fromkeys(("digits", "mnist"), string.digits),
-}
-
-
-@dataclass(frozen=True)
-class Images:
-    """A decoded set: `pixels` uint8 N×H×W×C (C is 1 or 3), `labels` int64 N or None, `classes` the labels' names.
-
-    `found` says what the images were before they were scaled: "colour images of 256×256".
-    """
-
-    pixels: Tensor
-    labels: Tensor | None
-    classes: tuple[str, ...]
-    other: "Images | None" = None  # the other set, for what turns images of one kind into another
-    found: str = ""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A set found but not decoded yet: image files or a uint8 array N×H×W[×3], labels N or None, the labels' names.
-
-    `where` is what the user called it, `left_out` counts what lies there and is not taken, by its kind: ".heic".
-    """
-
-    items: Sequence[Path] | np.ndarray
-    labels: Sequence[int] | np.ndarray | None = None
-    classes: tuple[str, ...] = ()
-    where: str = ""
-    left_out: Counter[str] = field(default_factory=Counter)
-
-
-def load_images(
-    path: str | Path | None = None,
-    split: str = "train",
-    image_size: int | None = None,
-    skip_unreadable: bool = False,
-    cache: bool = True,
-) -> Images:
-    """Load a whole data set as one uint8 tensor.
-
-    `path` may be a folder with `train/` and `test/`, a folder of class folders, a flat folder of images, the CIFAR
-    pickles, MNIST's IDX files (gzipped or not), EMNIST's (or one of a set's files, which means that set), SVHN's `.mat`
-    files, an `.npz`, or None for the built-in shapes. `split` is "train", "test" or "all", both in this order; a set
-    that comes undivided is all "train". Images of another size are resized (antialiased) so that the shorter side fits,
-    and cropped to the centre. `image_size` None keeps the images' own size where the networks can make it. A set whose
-    images are all grey has one channel. The pixels of many image files are kept in the user's `cache`, for the next
-    time. Raises UserError that names what is wrong.
-    """
-    if split == "all":
-        train = load_images(path, "train", image_size, skip_unreadable, cache)
-        try:
-            return merge(train, load_images(path, "test", train.pixels.shape[1], skip_unreadable, cache))
-        except NoTestSplit:
-            return train
-    if path is None:
-        count, seed = (10_000, 0) if split == "train" else (2_000, 1)
-        return draw_shapes(count, checked_size(image_size or 32), seed)
-    size = image_size and checked_size(image_size)
-    return decode_source(find_source(Path(os.path.expanduser(path)), split), size, skip_unreadable, cache)
-
-
-def find_source(path: Path, split: str) -> Source:
-    """`find_images`, with the file system's complaints as UserError."""
-    try:
-        return find_images(path, split)
-    except FileNotFoundError:
-        raise UserError(f"--data {path}: there is no such file or folder") from None
-    except OSError as error:
-        raise UserError(f"--data {error.filename or path}: {error.strerror}") from None
-
-
-def decode_source(
-    source: Source, image_size: int | None = None, skip_unreadable: bool = False, cache: bool = False
-) -> Images:
-    """Decode a set at a size, or at the images' own; one channel if all are grey. Raises UserError.
-
-    Says what was left out, and what of the images is not as one expects.
-    """
-    if source.left_out:
-        say(f"note: {source.where}: left out {counted(source.left_out)}")
-    labels = None if source.labels is None else np.array(source.labels, np.int64)
-    classes = tuple(map(class_name, source.classes))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Pillow's, of tags that are damaged where the pixels are not
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # a picture that unpacks to gigabytes is damage
-        sizes = own_sizes(source)
-        size = image_size or natural_size(sizes)
-        name = cache_name(source.items, size) if cache else ""
-        kept = load_cached(name) if name else None
-        if kept and "pixels" in kept and len(kept["pixels"]) == len(source.items):
-            images = Images(kept["pixels"], None if labels is None else torch.from_numpy(labels), classes)
-            return noted(images, sizes, source.where)
-        pixels, unreadable = decode(source.items, size)
-    if unreadable:
-        if not skip_unreadable:
-            others = f" (and {len(unreadable) - 1:,} more)" if len(unreadable) > 1 else ""
-            raise UserError(f"{next(iter(unreadable.values()))}{others}; --skip-unreadable leaves such images out")
-        say("\n  ".join([f"skipped {len(unreadable):,} unreadable images:", *map(printable, unreadable.values())]))
-        keep = np.setdiff1d(np.arange(len(pixels)), list(unreadable))
-        if not len(keep):
-            raise UserError("--data: none of its images can be read")
-        pixels = pixels[keep]
-        if labels is not None:  # a class may have lost all its images
-            occurring, labels = np.unique(labels[keep], return_inverse=True)
-            classes = tuple(classes[i] for i in occurring)
-    if (pixels[..., :1] == pixels).all():  # grey in every pixel, however it was stored
-        pixels = pixels[..., :1]
-    pixels = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
-    if name and not unreadable:
-        save_cached(name, {"pixels": pixels})
-    images = Images(pixels, None if labels is None else torch.from_numpy(labels), classes)
-    return noted(images, sizes, source.where)
-
-
-def noted(images: Images, sizes: Counter[tuple[int, int]], where: str) -> Images:
-    """A decoded set with what its images were; says if their sizes differ, or if they use few of the values."""
-    (least, most), side = (
-        (choose(sizes, key=lambda size: (math.prod(size), size)) for choose in (min, max)),
-        images.pixels.shape[1],
-    )
-    span = "{}×{}".format(*least)
-    if len(sizes) > 1:
-        span += " … {}×{}".format(*most)
-        say(f"note: {where}: the images' sizes differ, {span}; each is scaled and cropped to {side}×{side}")
-    used = int(images.pixels.max()) - int(images.pixels.min()) + 1
-    if used < FEW_VALUES:
-        what = "all pixels have one value" if used == 1 else f"all pixels lie within {used} of the 256 values"
-        say(f"note: {where}: {what}; scale images of another range to 0 … 255 first")
-    return replace(images, found=f"{'grey' if images.pixels.shape[3] == 1 else 'colour'} images of {span}")
-
-
-def counted(kinds: Counter[str]) -> str:
-    """What was left out, the most first: "20 × .heic, 1 × link to a folder"."""
-    return ", ".join(f"{count:,} × {printable(kind)}" for kind, count in kinds.most_common())
-
-
-def cache_name(items: Sequence[Path] | np.ndarray, size: int) -> str:
-    """A name for the pixels of CACHED_FROM or more image files, from their paths, sizes and times; else ""."""
-    if isinstance(items, np.ndarray) or not CACHED_FROM <= len(items) <= CACHE_BYTES / 2 / (3 * size**2):
-        return ""
-    lines = [f"{CACHE_VERSION} {size} {'' if items[0].is_absolute() else os.getcwd()}"]
-    try:
-        facts = [(item, os.stat(item)) for item in items]
-    except OSError:  # a link that leads nowhere, which decoding will complain of
-        return ""
-    lines += [f"{item} {fact.st_size} {fact.st_mtime_ns} {fact.st_ctime_ns}" for item, fact in facts]
-    digest = hashlib.sha256("\n".join(lines).encode(errors="surrogatepass"))
-    return f"pixels-{digest.hexdigest()[:32]}"
-
-
-def printable(name: object) -> str:
-    """A name with escapes for what cannot be printed: a file system takes names that no text file or terminal does."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
-
-
-def class_name(name: object) -> str:
-    """A class's name as it is compared and shown: the same whether its letters were composed (Linux) or not (a Mac)."""
-    return printable(unicodedata.normalize("NFC", str(name)))
-
-
-def checked_size(size: int) -> int:
-    """The size itself, or a UserError that names the nearest sizes that the networks can make."""
-    if size not in SIZES:
-        near = " and ".join(map(str, sorted(sorted(SIZES, key=lambda other: abs(other - size))[:2])))
-        raise UserError(f"--image-size {size}: must be 4, 5, 6 or 7 times 2, 4, 8, 16 …; {near} are near")
-    return size
-
-
-def find_images(path: Path, split: str) -> Source:
-    """Tell by its content which layout `path` has, and list the split's images and labels without decoding them.
-
-    Raises UserError, and OSError for a path that is not there or must not be read.
-    """
-    if not path.is_dir():
-        path.stat()  # raises if there is nothing
-        if kind := array_kind(path) if path.is_file() else None:
-            files = [path]
-            if kind == "idx" and (name := emnist_set(path)):  # all sets lie in one folder: a file stands for its own
-                files = [f for f in array_files(path.parent).get("idx", []) if emnist_set(f) == name] or files
-            return pick_arrays(*ARRAY_READERS[kind](files), split, path)
-        raise UserError(f"--data {path}: neither a folder nor a file of images that is known here")
-    folders = subfolders(path)
-    if splits := split_folders(folders):
-        if "train" not in splits:
-            raise UserError(f"--data {path}: has no train/ beside its test/")
-        if split not in splits:
-            raise NoTestSplit(f"--data {path}: has no test/ beside its train/")
-        return find_split(splits["train"], splits[split])
-    if divided := [folder for folder in folders if split_folders(subfolders(folder))]:
-        return only(divided if len(folders) == 1 else folders, path, split)
-
-    left_out: Counter[str] = Counter()
-    images = image_files(path, left_out)
-    members = {folder: image_files(folder, left_out, below=True) for folder in folders}
-    if not images and not any(members.values()):
-        if arrays := array_files(path):
-            kind, files = next(iter(arrays.items()))
-            return pick_arrays(*ARRAY_READERS[kind](files), split, path)
-        if containers := [folder for folder in folders if array_files(folder)]:
-            return only(containers, path, split)
-        if left_out:
-            raise UserError(f"--data {path}: nothing in it is an image that is known here: {counted(left_out)}")
-        what = "there is no image in this folder" if os.listdir(path) else "this folder is empty"
-        raise UserError(f"--data {path}: {what}")
-    if split == "test":
-        raise NoTestSplit(f"--data {path}: is not divided into train/ and test/")
-    if not any(members.values()):
-        return Source(images, where=str(path), left_out=left_out)
-    if images:
-        raise UserError(f"--data {path}: images such as {images[0].name} lie beside its class folders")
-    if empty := [folder for folder, files in members.items() if not files]:
-        inside: Counter[str] = Counter()
-        image_files(empty[0], inside, below=True)
-        what = f"holds no image that is known here: {counted(inside)}" if inside else "has no image"
-        raise UserError(f"--data {empty[0]}: this class folder {what}")
-    names = {folder: class_name(folder.name) for folder in members}
-    classes = sorted({*names.values()})
-    items = [file for files in members.values() for file in files]
-    labels = [classes.index(names[folder]) for folder, files in members.items() for _ in files]
-    return Source(items, labels, tuple(classes), str(path), left_out)
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder that are meant for people, in order. Raises OSError."""
-    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
-
-
-def split_folders(folders: Sequence[Path]) -> dict[str, Path]:
-    """{"train": folder, "test": folder} of a divided set, {} of any other: a class may be called "train", too."""
-    found = {split: next((f for f in folders if f.name.lower() in names), None) for split, names in SPLITS.items()}
-    splits = {split: folder for split, folder in found.items() if folder}
-    whole = len(splits) == 2 or all(folder.name.lower() in SPLITS["train"] | SPLITS["test"] for folder in folders)
-    return splits if whole else {}
-
-
-def only(folders: Sequence[Path], parent: Path, split: str) -> Source:
-    """The images of the only data set in a folder."""
-    if len(folders) > 1:
-        raise UserError(f"--data {parent}: holds several data sets; name one of them, such as {folders[0]}")
-    return find_images(folders[0], split)
-
-
-def find_split(train: Path, folder: Path) -> Source:
-    """The images of a split's own folder, their labels numbered as in the training folder."""
-    train, folder = within_split(train), within_split(folder)
-    source = find_images(folder, "train")
-    if folder == train or source.labels is None:
-        return source
-    known = tuple(map(class_name, find_images(train, "train").classes))
-    try:
-        return renumbered(source, known)
-    except KeyError as stray:
-        raise UserError(f"--data {folder}: class {stray.args[0]} is not in {train}") from None
-
-
-def within_split(folder: Path) -> Path:
-    """The folder itself, or the only one in it if that has a name of the same split: train/train, test/test."""
-    (words,) = (words for words in SPLITS.values() if folder.name.lower() in words)
-    inner = subfolders(folder)
-    is_same = len(inner) == 1 and inner[0].name.lower() in words and not image_files(folder)
-    return within_split(inner[0]) if is_same else folder
-
-
-def renumbered(source: Source, known: Sequence[str]) -> Source:
-    """A labelled set with the labels of its classes' names among the `known` ones. KeyError: the name that is not."""
-    number = {name: label for label, name in enumerate(known)}
-    of_label = [number[class_name(name)] for name in source.classes]
-    return replace(source, labels=[of_label[label] for label in source.labels], classes=tuple(known))
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a name is not meant for people: .git, .DS_Store, __MACOSX, Synology's @eaDir, $RECYCLE.BIN."""
-    return name.startswith((".", "__")) or name.lower() in SYSTEM_NAMES
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file's name says that it is an image (.png, .JPG, …)."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
-
-
-def image_files(folder: Path, left_out: Counter[str] | None = None, below: bool = False) -> list[Path]:
-    """The image files of a folder, and of the folders `below` it, in a fixed order. Raises OSError.
-
-    Links to files are followed, one that leads nowhere is a damaged image; links to folders are not, for they may loop.
-    What is meant for people and not taken is counted in `left_out`, by its ending.
-    """
-    found, others = [], Counter() if left_out is None else left_out
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        is_link, is_folder = entry.is_symlink(), False
-        with suppress(OSError):  # a link that leads to itself, or where one may not look
-            is_folder = entry.is_dir()
-        if is_image_name(entry.name) and (entry.is_file() or is_link) and not is_folder:
-            found.append(Path(entry.path))
-        elif is_hidden(entry.name) or (is_folder and not below):
-            continue
-        elif not is_folder:
-            others[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
-        elif is_link:
-            others[LINK] += 1
-        else:
-            found += image_files(Path(entry.path), others, below)
-    return found
-
-
-def open_maybe_gzip(path: Path) -> io.BufferedIOBase:
-    """Open a file for reading, through gzip if its first two bytes say so."""
-    with open(path, "rb") as stream:
-        zipped = stream.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if zipped else open(path, "rb")
-
-
-def array_kind(path: Path) -> str | None:
-    """Whether a file's first bytes are those of an npz, of bytes in IDX, of MATLAB 5, of a pickle; None for others."""
-    try:
-        with open_maybe_gzip(path) as stream:
-            magic = stream.read(10)
-    except (OSError, EOFError, zlib.error):
-        return None  # a gzip that cannot be opened, a file without permission: whatever it is, not ours
-    if magic[:4] == b"PK\3\4":
-        return "npz"
-    if magic[:3] == b"\0\0\x08" and magic[3:4] in (b"\1", b"\3", b"\4"):
-        return "idx"
-    if magic == b"MATLAB 5.0":
-        return "mat"
-    return "pickle" if magic[:1] == b"\x80" and magic[1:2] in (b"\2", b"\3", b"\4", b"\5") else None
-
-
-def array_files(folder: Path) -> dict[str, list[Path]]:
-    """The files of a folder that hold arrays, by kind; a zip counts only if it calls itself .npz."""
-    kinds: dict[str, list[Path]] = {}
-    for file in sorted(folder.iterdir()):
-        if not is_hidden(file.name) and not is_image_name(file.name) and file.is_file():
-            kind = array_kind(file)
-            if kind and (kind != "npz" or file.suffix.lower() == ".npz"):
-                kinds.setdefault(kind, []).append(file)
-    return kinds
-
-
-def emnist_set(file: Path) -> str | None:
-    """Of which EMNIST set a file is, "balanced" of emnist-balanced-train-images-idx3-ubyte.gz; None of any other file.
-
-    Only the name can tell: the format is MNIST's to the byte, though the images are stored transposed.
-    """
-    found = re.match(r"emnist-([a-z]+)-", file.name)
-    return found[1] if found and found[1] in EMNIST_CLASSES else None
-
-
-def pick_arrays(arrays: dict[str, np.ndarray], classes: Sequence[str], split: str, where: Path) -> Source:
-    """Pick the split's images and labels from named arrays, and check that they fit each other.
-
-    Images are N×H×W, N×H×W×C or N×C×H×W, labels N or N×1. A name with a word such as "test" belongs to the test set.
-    """
-
-    def named(name: str, words: set[str]) -> bool:
-        return not words.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
-
-    arrays = {name: array for name, array in arrays.items() if named(name, SPLITS["test"]) == (split == "test")}
-    if split == "test":  # of a test set and a validation set the first
-        arrays = {name: array for name, array in arrays.items() if named(name, {"test", "testing"})} or arrays
-    if not arrays and split == "test":
-        raise NoTestSplit(f"--data {where}: is not divided: none of its arrays is named as the test set's")
-    images = [array for array in arrays.values() if array.ndim in (3, 4)]
-    labels = [array for array in arrays.values() if array.ndim in (1, 2) and array.size == len(array)]
-    if len(images) != 1 or len(labels) > 1 or len(images) + len(labels) != len(arrays):
-        found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
-        raise UserError(f"--data {where}: expected {split} images N×H×W[×3] and at most labels N, found {found}")
-    (items,) = images
-    if items.ndim == 4 and items.shape[3] not in (1, 3):
-        items = items.transpose(0, 2, 3, 1)
-    if items.dtype != np.uint8 or not items.size or (items.ndim == 4 and items.shape[3] not in (1, 3)):
-        raise UserError(
-            f"--data {where}: expected uint8 images with 1 or 3 channels, found {items.dtype} {items.shape}"
-        )
-    if items.ndim == 4 and items.shape[3] == 1:
-        items = items[..., 0]
-    if not labels:
-        return Source(items, where=str(where))
-    values = labels[0].reshape(-1)
-    if len(values) != len(items):
-        raise UserError(f"--data {where}: {len(items):,} {split} images but {len(values):,} labels")
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= (len(classes) or 10_000):
-        raise UserError(f"--data {where}: labels must be whole numbers from 0 to {(len(classes) or 10_000) - 1}")
-    occurring, values = np.unique(values, return_inverse=True)  # a class without images could not be drawn or told
-    names = tuple(class_name(classes[i]) if classes else str(i) for i in occurring.tolist())
-    if len({*names}) < len(names):
-        raise UserError(f"--data {where}: two of its classes have one name")
-    return Source(items, values, names, str(where))
-
-
-def read_npz(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of an .npz by name, and the names of the classes if it has an array of strings `classes`."""
-    if len(files) > 1:
-        raise UserError(f"--data {files[0].parent}: holds {len(files)} .npz files; name one of them")
-    try:
-        with np.load(files[0], allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # zip and array headers can be damaged in more ways than numpy lists
-        raise UserError(f"--data {files[0]}: not a readable .npz ({complaint(error)})") from None
-    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise UserError(f"--data {files[0]}: a zip of files, not of arrays; unpack it and name the folder")
-    is_named = "classes" in arrays and arrays["classes"].dtype.kind == "U" and arrays["classes"].ndim == 1
-    classes = arrays.pop("classes").tolist() if is_named else []
-    if len(set(classes)) < len(classes):
-        raise UserError(f"--data {files[0]}: its array `classes` names a class twice")
-    return arrays, classes
-
-
-def read_idx(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of MNIST's files (`train-images-idx3-ubyte`, gzipped or not), whose headers give their shapes.
-
-    Or of one of EMNIST's sets: then images upright, labels from 0, and the names of the classes.
-    """
-    sets = {emnist_set(path) for path in files}
-    if len(sets) > 1:
-        example = max(files, key=lambda path: (emnist_set(path) is not None, "train-images" in path.name))
-        raise UserError(f"--data {example.parent}: holds several sets; name a file of one of them, such as {example}")
-    (emnist,) = sets
-    arrays = {}
-    for path in files:
-        try:
-            with open_maybe_gzip(path) as stream:
-                dimensions = stream.read(4)[3]
-                shape = struct.unpack(f">{dimensions}I", stream.read(4 * dimensions))
-                claimed = math.prod(shape)
-                data = stream.read(claimed + 1)  # a byte more than the header claims would be a byte too many
-        except (OSError, EOFError, OverflowError, MemoryError, zlib.error, struct.error) as error:
-            raise UserError(f"--data {path}: a damaged IDX file ({complaint(error)})") from None
-        if len(data) != claimed:
-            held = "more" if len(data) > claimed else f"only {len(data):,}"
-            raise UserError(f"--data {path}: its header says {claimed:,} values, it holds {held}")
-        array = np.frombuffer(data, np.uint8).reshape(shape)
-        if emnist and dimensions > 1:
-            array = array.swapaxes(1, 2)
-        elif emnist == "letters":
-            array = array - 1  # in this set "a" is 1
-        arrays[path.name.removesuffix(".gz")] = array
-    return arrays, [*EMNIST_CLASSES.get(emnist, "")]
-
-
-# A pickle names the functions that rebuild its objects. These four are all that numpy's arrays and Python 2's strings
-# need. The array starts empty and takes its shape together with its data, so a false shape cannot make it allocate.
-PICKLE_NAMES: dict[tuple[str, str], Any] = {
-    ("multiarray", "_reconstruct"): lambda kind, shape, typecode: np.ndarray(0, np.uint8),
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): lambda text, encoding="latin1": text.encode("latin1"),
-}
-
-
-class CifarUnpickler(pickle.Unpickler):
-    """An unpickler that builds what a CIFAR batch holds, plain containers and arrays, and can call nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return PICKLE_NAMES[module.rpartition(".")[2], name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs") from None
-
-
-def read_cifar(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The images and labels of the "python version" of CIFAR-10 or CIFAR-100: pickled batches of rows of 3072 bytes."""
-    parts: dict[str, list[np.ndarray]] = {}
-    classes: list[str] = []
-    for file in files:
-        split = "test" if "test" in file.name else "train"
-        try:
-            with open(file, "rb") as stream:
-                batch = CifarUnpickler(stream, encoding="latin1").load()
-            batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
-            if "data" in batch:
-                labels = np.array(batch["fine_labels"] if "fine_labels" in batch else batch["labels"])
-                if len(labels) != len(batch["data"]):
-                    raise ValueError(f"{len(batch['data']):,} images but {len(labels):,} labels")
-                parts.setdefault(f"{split} images", []).append(batch["data"].reshape(-1, 3, 32, 32))
-                parts.setdefault(f"{split} labels", []).append(labels)
-            elif names := batch.get("fine_label_names") or batch.get("label_names"):
-                classes = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
-        except Exception as error:  # a damaged pickle may fail in any of its instructions, with any exception
-            raise UserError(f"--data {file}: not a CIFAR batch ({complaint(error)})") from None
-    whole_set = [*(f"data_batch_{i}" for i in "12345"), "test_batch", "batches.meta"]
-    missing = [name for name in whole_set if name not in {file.name for file in files}]
-    if len(files) > 1 and 0 < len(missing) < len(whole_set):
-        say_once(f"note: {files[0].parent}: of CIFAR-10's files there is no {', '.join(missing)}")
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}, classes
-
-
-def read_svhn(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The images and labels of SVHN's `train_32x32.mat` …: X 32×32×3×N and y N×1, where 10 stands for the digit 0.
-
-    The extra images are left out beside others: they are easier, and 7 times as many as the training images.
-    """
-    try:
-        from scipy.io import loadmat  # slow to import, and needed nowhere else
-    except ImportError:
-        raise UserError(f"--data {files[0]}: needs scipy (pip install scipy)") from None
-    arrays = {}
-    for file in [file for file in files if not file.name.startswith("extra")] or files:
-        try:
-            with open_maybe_gzip(file) as stream:
-                found = loadmat(stream, variable_names=("X", "y"))
-            arrays[f"{file.stem} images"] = found["X"].transpose(3, 0, 1, 2)
-            arrays[f"{file.stem} labels"] = np.where(found["y"] == 10, 0, found["y"])
-        except Exception as error:  # scipy names no exceptions for what can be damaged in a file
-            raise UserError(f"--data {file}: not an SVHN file ({complaint(error)})") from None
-    return arrays, [*string.digits]
-
-
-ARRAY_READERS = {"npz": read_npz, "idx": read_idx, "pickle": read_cifar, "mat": read_svhn}
-
-
-def open_image(item: Path | np.ndarray) -> Image.Image:
-    """An image file or a uint8 array H×W[×3] as Pillow's image, not decoded yet. Raises what Pillow raises."""
-    if isinstance(item, np.ndarray):
-        return Image.fromarray(item)
-    return Image.open(io.BytesIO(item.read_bytes()), formats=IMAGE_FORMATS)
-
-
-def complaint(error: Exception) -> str:
-    """What a reader's exception says, in a few words; some libraries' own words only repeat the file's name."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"
-    if isinstance(error, KeyError):
-        return f"there is no {error} in it"
-    if "weights_only" in str(error):
-        return "it holds more than tensors, or is damaged"  # torch's own words advise to run what is in the file
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def own_sizes(source: Source) -> Counter[tuple[int, int]]:
-    """How often each size, width and height as stored, occurs among up to SIZES_LOOKED_AT images, evenly over the set.
-
-    Only headers are read. If none of them can be, decoding will say so.
-    """
-    if isinstance(source.items, np.ndarray):
-        return Counter({source.items.shape[2:0:-1]: len(source.items)})
-    sizes: Counter[tuple[int, int]] = Counter()
-    for i in np.unique(np.linspace(0, len(source.items) - 1, min(len(source.items), SIZES_LOOKED_AT)).astype(int)):
-        # A decoder may fail in any way on a damaged file; decoding will complain of it.
-        with suppress(Exception), Image.open(source.items[i], formats=IMAGE_FORMATS) as image:
-            sizes[image.size] += 1
-    return sizes or Counter({(SIZES[0], SIZES[0]): 1})
-
-
-def natural_size(sizes: Counter[tuple[int, int]]) -> int:
-    """The size to train at when none is asked for.
-
-    That is the size of more than half of the images, if there is one and the networks can make it (to 128); else the
-    next lower one, up to 64, than its shorter side or than the median of all shorter sides.
-    """
-    (width, height), count = sizes.most_common(1)[0]
-    if 2 * count > sizes.total():
-        if width == height <= 128 and width in SIZES:
-            return width
-        shorter = min(width, height)
-    else:
-        shorter = int(np.median([min(size) for size in sizes.elements()]))
-    return max((size for size in SIZES if size <= min(shorter, 64)), default=SIZES[0])
-
-
-def decode(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode everything to uint8 N×size×size×C, on all cores; also returns {index: what is wrong} of the unreadable.
-
-    A 32×32 PNG takes 0.08 ms, nearly all of it inside Python's lock: on two threads it takes 0.16. Forked workers have
-    locks of their own and start at once. Where fork is not safe (macOS, Windows) threads decode larger files.
-    """
-    if isinstance(items, np.ndarray) and items.shape[1:3] == (size, size):
-        return items if items.ndim == 4 else items[..., None], {}
-    try:
-        pixels = np.zeros((len(items), size, size, 3), np.uint8)
-    except MemoryError:
-        raise UserError(f"--data: {len(items):,} images of {size}×{size} do not fit into memory") from None
-    unreadable = {}
-    step = max(1, min(DECODE_CHUNK, DECODE_CHUNK * 1024 // size**2))
-    chunks = [items[i : i + step] for i in range(0, len(items), step)]
-    workers = min(len(chunks), os.cpu_count() or 1)
-    if sys.platform == "linux":
-        # Ctrl-C reaches the whole process group; a worker that died of it could leave the pool waiting for ever.
-        ignore = (signal.SIGINT, signal.SIG_IGN)
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), signal.signal, ignore)
-    else:
-        large = isinstance(items[0], np.ndarray) or (os.path.exists(items[0]) and os.path.getsize(items[0]) > 1 << 14)
-        pool = ThreadPoolExecutor(workers if large else 1)
-    with pool, progress_bar(total=len(items), desc="decoding", unit="img", leave=False) as bar:
-        for chunk, (decoded, failed) in enumerate(pool.map(partial(decode_chunk, size=size), chunks)):
-            start = chunk * step
-            pixels[start : start + len(decoded)] = decoded
-            unreadable |= {start + i: message for i, message in failed.items()}
-            bar.update(len(decoded))
-    return pixels, unreadable
-
-
-def decode_chunk(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode some images: uint8 n×size×size×3, and {position: what is wrong} of those that cannot be read."""
-    pixels, failed = np.zeros((len(items), size, size, 3), np.uint8), {}
-    for i, item in enumerate(items):
-        try:
-            pixels[i] = to_rgb(open_image(item), size)
-        except Exception as error:  # a decoder may fail in any way on a damaged file; the caller names them all
-            failed[i] = f"{item}: {complaint(error)}"
-    return pixels, failed
-
-
-def to_rgb(image: Image.Image, size: int) -> Image.Image:
-    """An image of any mode as 8-bit RGB, size×size, antialiased, centre-cropped."""
-    image = as_rgb(image)
-    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB: upright, transparency on white. Raises what Pillow raises."""
-    # Of whole numbers only those of 16 bits have a range: "I" may hold 32, unless the format knows no more than 16.
-    of_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or (image.mode.startswith("I") and not of_16_bits):
-        kind = "floating-point" if image.mode == "F" else "whole"
-        raise ValueError(f"its pixels are {kind} numbers of no known range")
-    if of_16_bits:  # Pillow's own conversion clips at 255 instead of scaling
-        values, clear = np.asarray(image, np.int64), image.info.get("transparency")
-        grey = np.round(np.clip(values, 0, 65535) / 257).astype(np.uint8)
-        image = Image.fromarray(np.where(values == clear, np.uint8(255), grey))  # the transparent grey is white
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-# Each shape is the set where f(x, y) < 0, in units of its radius; f is near enough to a distance to antialias with.
-SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "bar": lambda x, y: np.maximum(abs(x) - 0.25, abs(y) - 0.95),
-    "circle": lambda x, y: np.hypot(x, y) - 0.9,
-    "crescent": lambda x, y: np.maximum(np.hypot(x, y) - 0.9, 0.75 - np.hypot(x - 0.5, y)),
-    "cross": lambda x, y: np.maximum(np.minimum(abs(x), abs(y)) - 0.28, np.maximum(abs(x), abs(y)) - 0.9),
-    "dots": lambda x, y: np.hypot(abs(x) - 0.5, y) - 0.38,
-    "half": lambda x, y: np.maximum(np.hypot(x, y + 0.35) - 0.9, -y - 0.35),
-    "hourglass": lambda x, y: np.maximum(abs(x) - abs(y), abs(y) - 0.85),
-    "ring": lambda x, y: abs(np.hypot(x, y) - 0.68) - 0.22,
-    "square": lambda x, y: np.maximum(abs(x), abs(y)) - 0.75,
-    "triangle": lambda x, y: np.maximum(abs(x) * 0.866 + y * 0.5, -y) - 0.5,
-}
-
-
-def draw_shapes(count: int, size: int, seed: int) -> Images:
-    """The built-in data: `count` size×size images of ten bright shapes at random places, sizes, angles and colours."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % len(SHAPES)
-    pixels = np.empty((count, size, size, 3), np.uint8)
-    axis = (np.arange(size) + 0.5) / size * 2 - 1  # pixel centres in -1 .. 1
-    for label, shape in enumerate(SHAPES.values()):
-        mine = np.flatnonzero(labels == label)
-        column = partial(rng.uniform, size=(len(mine), 1, 1))
-        radius, angle = column(0.45, 0.8), column(-0.35, 0.35)
-        x, y = axis[None, None, :] - column(-0.2, 0.2), axis[None, :, None] - column(-0.2, 0.2)
-        u, v = (x * np.cos(angle) + y * np.sin(angle)) / radius, (y * np.cos(angle) - x * np.sin(angle)) / radius
-        cover = np.clip(0.5 - shape(u, v) * radius * size / 2, 0, 1)[..., None]
-        # Light on dark: on grounds of both kinds G stayed grey for 1,560 steps (seed 1).
-        ink, paper = rng.uniform(100, 255, (len(mine), 1, 1, 3)), rng.uniform(0, 40, (len(mine), 1, 1, 3))
-        pixels[mine] = np.round(cover * ink + (1 - cover) * paper)
-    found = f"colour images of {size}×{size}"
-    return Images(torch.from_numpy(pixels), torch.from_numpy(labels), tuple(SHAPES), found=found)
-
-
-def download(name: str, root: Path) -> Path:
-    """Fetch a data set through torchvision into `root`; returns the path that `load_images` reads."""
-    try:
-        from torchvision import datasets  # slow to import, and needed nowhere else
-
-        kinds = {
-            "cifar10": (datasets.CIFAR10, "cifar-10-batches-py"),
-            "cifar100": (datasets.CIFAR100, "cifar-100-python"),
-            "mnist": (datasets.MNIST, "MNIST/raw"),
-            "fashion-mnist": (datasets.FashionMNIST, "FashionMNIST/raw"),
-            "emnist": (
-                partial(datasets.EMNIST, split="balanced"),
-                "EMNIST/raw/emnist-balanced-train-images-idx3-ubyte",
-            ),
-            "svhn": (datasets.SVHN, "SVHN"),
-        }
-        fetch, found = kinds[name]
-        if name == "svhn":  # lays out no folder of its own, and fetches a split at a time
-            for split in ("train", "test"):
-                fetch(root / found, split, download=True)
-        else:
-            fetch(root, download=True)
-    except (ImportError, OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:
-        raise UserError(f"--download {name}: could not be fetched into {root} ({complaint(error)})") from None
-    return root / found
-
-
-def fingerprint(images: Images) -> str:
-    """A short name for the decoded pixels and labels, to tell whether two runs saw the same data."""
-    digest = hashlib.sha256(str(tuple(images.pixels.shape)).encode())
-    for tensor in (images.pixels, images.labels):
-        if tensor is not None:
-            digest.update(np.ascontiguousarray(tensor.numpy()))
-    return digest.hexdigest()[:16]
-
-
-def with_channels(images: Images, channels: int) -> Images:
-    """The set with 1 or 3 channels: grey repeated as colour, colour weighed to grey (ITU-R 601, as Pillow does)."""
-    pixels = images.pixels
-    if channels == 3:
-        pixels = pixels.expand(-1, -1, -1, 3)
-    elif pixels.shape[3] == 3:
-        pixels = (pixels.float() @ torch.tensor([[0.299], [0.587], [0.114]])).round().to(torch.uint8)
-    return replace(images, pixels=pixels)
-
-
-def merge(train: Images, test: Images) -> Images:
-    """Training and test images of one size as one set: in colour if either is, labelled if both are."""
-    channels = max(train.pixels.shape[3], test.pixels.shape[3])
-    pixels = torch.cat([with_channels(images, channels).pixels for images in (train, test)])
-    if train.labels is None or test.labels is None:
-        return Images(pixels, None, (), found=train.found)
-    classes = tuple(dict.fromkeys((*train.classes, *test.classes)))
-    labels = torch.tensor([classes.index(name) for name in test.classes])[test.labels]
-    return Images(pixels, torch.cat([train.labels, labels]), classes, found=train.found)
-
-
-def hold_out(images: Images, share: float) -> tuple[Images, Images]:
-    """Divide a labelled set into (the rest, a share for validation), as nearly as can be the same share of each class.
-
-    The division depends on the labels alone: a resumed run with another seed must not train on what it held out.
-    """
-    count = len(images.labels)
-    order = np.random.default_rng(0).permutation(count)
-    order = order[np.argsort(images.labels.numpy()[order], kind="stable")]  # shuffled, class after class
-    taken = np.floor(np.arange(1, count + 1) * share) > np.floor(np.arange(count) * share)  # evenly spread
-    starts = np.flatnonzero(np.diff(images.labels.numpy()[order], prepend=-1))
-    whole = np.minimum.reduceat(taken, starts)
-    taken[starts[whole]] = False  # one image of each class stays: what is never trained on cannot be told
-    parts = (np.sort(order[~taken]), np.sort(order[taken]))
-    kept, held = (replace(images, pixels=images.pixels[part], labels=images.labels[part]) for part in parts)
-    return kept, held
-
-
-def load_validation(options: argparse.Namespace, images: Images) -> tuple[Images, Images]:
-    """(training set, validation set) for the classification head: the test split, whole, or a share held out.
-
-    `validation_split` None means the test split, or a tenth of the training images where there is none or where the
-    test images are among them: it is set then. Says which classes have no image for validation.
-    """
-    held = None
-    if options.validation_split is None and options.split != "all":
-        with suppress(NoTestSplit):
-            test = load_images(options.data, "test", options.image_size, options.skip_unreadable, options.cache)
-            if test.labels is None:
-                raise UserError(f"--data {options.data}: its test images have no labels; give --validation-split 0.1")
-            if stray := set(test.classes) - set(images.classes):
-                raise UserError(f"--data {options.data}: class {min(stray)} of its test images has no training image")
-            to_training = torch.tensor([images.classes.index(name) for name in test.classes])
-            held = replace(with_channels(test, images.pixels.shape[3]), labels=to_training[test.labels])
-    if held is None:
-        share = options.validation_split = options.validation_split or 0.1
-        images, held = hold_out(images, share)
-        if not len(held.labels):
-            raise UserError(
-                f"--validation-split {share}: leaves none of the {len(images.labels)} images for validation"
-            )
-    counts = torch.bincount(held.labels, minlength=len(images.classes))
-    if missing := [name for name, count in zip(images.classes, counts.tolist(), strict=True) if not count]:
-        say(f"note: without an image for validation: {listed(missing)}")
-    return images, held
-
-
-def listed(names: Sequence[str], most: int = 6) -> str:
-    """The first few names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
-
-
-def on_device(images: Images, device: torch.device) -> Images:
-    """The set on the training device; one of over half a GPU's free memory stays on the host."""
-    if device.type == "cuda" and images.pixels.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
-        size = images.pixels.nbytes / 2**30
-        say(f"the data set ({size:.1f} GiB) stays in host memory; batches are copied to the GPU")
-        return images
-    labels = None if images.labels is None else images.labels.to(device)
-    other = images.other and on_device(images.other, device)
-    return replace(images, pixels=images.pixels.to(device), labels=labels, other=other)
-
-
-def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """The order in which an epoch visits the images, int64 N: a permutation drawn from (seed, epoch) alone."""
-    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(count))
-
-
-def to_range(pixels: Tensor) -> Tensor:
-    """uint8 B×H×W×C to float32 B×C×H×W in (-1, 1), as a channels-last view: no pixel moves."""
-    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-
-
-def real_batch(pixels: Tensor, index: Tensor, flip: bool, rng: torch.Generator) -> Tensor:
-    """Gather uint8 N×H×W×C as float32 B×C×H×W in (-1, 1) on rng's device; each is mirrored with chance ½ if `flip`."""
-    batch = pixels[index]
-    if batch.device.type != rng.device.type:  # not the devices themselves: a generator's "cuda" is a tensor's "cuda:0"
-        batch = batch.pin_memory().to(rng.device, non_blocking=True)  # only pinned memory is copied in the background
-    batch = to_range(batch)
-    if rng.device.type == "mps":
-        batch = batch.contiguous()  # see `memory_format`
-    if flip:
-        mirrored = torch.rand(len(index), 1, 1, 1, generator=rng, device=rng.device) < 0.5
-        batch = torch.where(mirrored, batch.flip(3), batch)
-    return batch
-
-
-########################################################################################################################
-#                                                      Networks                                                        #
+#                                                       Networks                                                       #
 ########################################################################################################################
 
 MOST_CLASSES = 1000  # that a head can tell
@@ -1367,7 +435,7 @@ def count_parameters(network: nn.Module) -> int:
 
 
 ########################################################################################################################
-#                                                     Objectives                                                       #
+#                                                      Objectives                                                      #
 ########################################################################################################################
 
 
@@ -1503,11 +571,10 @@ AUGMENTATIONS = {"colour": recoloured, "translation": translated, "cutout": cut_
 
 
 ########################################################################################################################
-#                                                      Training                                                        #
+#                                                       Training                                                       #
 ########################################################################################################################
 
 RANK_STRIDE = 1_000_003  # between the seeds of the processes' noise
-GRAPH_AFTER = 3  # iterations, in which kernels are chosen and optimizers make their state, before one is captured
 ADVICE = "the last checkpoint is whole: --resume, or begin again, with lower --lr-g and --lr-d or with --precision fp32"
 LONG, COLLAPSED = 1000, 0.25  # steps for which a trouble has lasted; share of the data's spread
 LEAST_SPREAD = 0.01  # of pixel values from 0 to 255, over the images of a set: less is none
@@ -1531,6 +598,16 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "rmsprop": lambda p, lr, o, c: torch.optim.RMSprop(p, lr, capturable=c),
     "sgd": lambda p, lr, o, c: torch.optim.SGD(p, lr, momentum=o.beta1, fused=True),
 }
+
+
+def is_launched() -> bool:
+    """Whether `torchrun` has started this process, perhaps beside others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_follower() -> bool:
+    """Whether it has, and this is not the first, which alone speaks and writes."""
+    return is_launched() and os.environ["RANK"] != "0"
 
 
 def process_count() -> int:
@@ -1679,12 +756,12 @@ class Recipe:
     models: Callable[[argparse.Namespace], dict[str, Sequence[str]]]  # files: networks, whose moving average is kept
     pools: Callable[[argparse.Namespace], dict[str, int]]  # of earlier generated images, and how many they hold
     measures: Callable[[argparse.Namespace], tuple[str, ...]]  # of a step
-    step: Callable[["Run", Images, Tensor, argparse.Namespace], Tensor]  # on an index d_steps×B; its measures
+    step: Callable[[Run, Images, Tensor, argparse.Namespace], Tensor]  # on an index d_steps×B; its measures
     measured: Callable[[argparse.Namespace], tuple[str, ...]]  # what `look` finds
-    look: Callable[..., "Look"]  # at the end of each leg: an epoch, or `sample_every` iterations
+    look: Callable[..., Look]  # at the end of each leg: an epoch, or `sample_every` iterations
     draw: Callable[..., None]
     troubles: Callable[[list[dict[str, Any]], argparse.Namespace], list[str]]  # to warn of
-    describe: Callable[["Run", argparse.Namespace], tuple[str, str, list[str]]]  # networks, objective, notes
+    describe: Callable[[Run, argparse.Namespace], tuple[str, str, list[str]]]  # networks, objective, notes
 
 
 @dataclass
@@ -1830,18 +907,6 @@ def averaged_by(options: argparse.Namespace) -> list[str]:
 def parameters_of(networks: dict[str, nn.Module], members: Sequence[str]) -> list[nn.Parameter]:
     """All parameters of the networks with these names."""
     return [parameter for name in members for parameter in networks[name].parameters()]
-
-
-def compile_networks(run: Run) -> None:
-    """Let torch.compile fuse the networks' kernels where training calls them. Raises UserError if it cannot here."""
-    try:  # a small network, to find out now whether there is a compiler for this device
-        torch._dynamo.reset()  # what another run of this process has compiled counts against a limit
-        torch.compile(nn.Tanh())(torch.zeros(2, device=run.rng.device))
-    except Exception as error:  # of whichever of the compiler's parts
-        raise UserError(f"--compile: torch.compile does not work here ({complaint(error)})"[:300]) from None
-    for network in run.networks.values():
-        for part in (network.features, network.score) if isinstance(network, Discriminator) else (network,):
-            part.compile(dynamic=False)
 
 
 @contextmanager
@@ -2048,67 +1113,14 @@ def iteration(run: Run, images: Images, index: Tensor, options: argparse.Namespa
     run.finite += run.totals.isfinite()
 
 
-def why_not_captured(run: Run, images: Images) -> str:
-    """Why an iteration cannot be a CUDA graph; "" if it can."""
+def why_no_graph(run: Run, images: Images, options: argparse.Namespace) -> str:
+    """Why steps are not launched as one CUDA graph each; "" if they are, which extras/speed.py does."""
     if run.rng.device.type != "cuda":
         return "there is no CUDA GPU"
-    if any(part and part.pixels.device.type != "cuda" for part in (images, images.other)):
-        return "the data is in host memory"
-    if torch.version.hip:
-        return "not on AMD's GPUs yet"
-    return "several processes share the work" if process_count() > 1 else ""
-
-
-def capture(run: Run, images: Images, options: argparse.Namespace) -> Callable[[Tensor], None]:
-    """`iteration` as a CUDA graph: its few hundred kernels in one launch, on the images of the index it is called with.
-
-    The iterations before it have made all that is made once; capturing itself trains nothing.
-    """
-    index = torch.zeros(options.d_steps, options.batch_size, dtype=torch.int64, device=run.rng.device)
-    graph = torch.cuda.CUDAGraph()
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):  # from then on a graph finds its generators itself
-        graph.register_generator_state(run.rng)
-    with torch.cuda.graph(graph):
-        iteration(run, images, index, options)
-
-    def replay(other: Tensor) -> None:
-        index.copy_(other)
-        graph.replay()
-
-    return replay
-
-
-def capture_or_say(run: Run, images: Images, options: argparse.Namespace) -> Callable[[Tensor], None] | None:
-    """`capture`, or None if it raises anything: what it has changed is put back, and plain steps go on.
-
-    None of a failed graph's kernels has run, so that weights, averages, sums and the optimizers' states are untouched.
-    """
-    device, get_state, set_state = run.rng.device, *default_rng(run.rng.device)
-    states = run.rng.get_state(), get_state()
-    parameters = [parameter for network in run.networks.values() for parameter in network.parameters()]
-    flags = [parameter.requires_grad for parameter in parameters]
-    try:
-        return capture(run, images, options)
-    except Exception as error:  # of a driver, an operation, an option: a run must not die of an optimisation
-        if device.type == "cuda":
-            torch.cuda.set_stream(
-                torch.cuda.default_stream(device)
-            )  # torch stays on its own where ending a capture fails
-            torch.cuda.synchronize(device)
-            # Up to torch 2.13 a generator may take itself to be captured still: others take their places.
-            run.rng = torch.Generator(device)
-            torch.cuda.default_generators[device.index].graphsafe_set_state(torch.Generator(device))
-        for parameter, flag in zip(parameters, flags, strict=True):
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-        run.rng.set_state(states[0])
-        set_state(states[1])
-        say(
-            f"note: steps are launched one kernel at a time, for no CUDA graph can be made here: {complaint(error)}"[
-                :300
-            ]
-        )
-        return None
+    speed = extra("speed", is_needed=False)
+    if not (options.cuda_graph and run.is_capturable and speed):
+        return "it is turned off" if not options.cuda_graph else "it failed" if speed else "extras/speed.py is missing"
+    return speed.why_not_captured(run, images)
 
 
 def train_leg(
@@ -2123,7 +1135,7 @@ def train_leg(
     device, order, count = run.rng.device, None, len(images.pixels)
     batch, together, rank = options.batch_size, options.batch_size * process_count(), process_rank()
     at_once = device.type == "cpu" and process_count() == 1  # whether the measures are looked at after each step
-    may_capture = options.cuda_graph and not why_not_captured(run, images)
+    may_capture = why_no_graph(run, images, options) == ""
     began, timed = time.perf_counter(), 0
     for done in range(steps):
         # To agree on it is a message, on a GPU also a wait.
@@ -2140,9 +1152,9 @@ def train_leg(
             run.seen += together
         if not all(pool.filled == len(pool.images) for pool in run.pools.values()):
             run.plain = 0
-        if may_capture and run.is_capturable and run.captured is None and run.plain >= GRAPH_AFTER:
-            run.captured = capture_or_say(run, images, options)
-            run.is_capturable = run.captured is not None
+        if may_capture and run.captured is None and run.plain >= extra("speed").GRAPH_AFTER:
+            run.captured = extra("speed").capture_or_say(run, images, options)
+            may_capture = run.is_capturable = run.captured is not None
         if options.lr_decay:
             set_rates(run, options)
         (run.captured or partial(iteration, run, images, options=options))(torch.stack(index))
@@ -2230,7 +1242,634 @@ def validate(discriminator: Discriminator, validation: Images) -> tuple[float, f
 
 
 ########################################################################################################################
-#                                                  Pictures and log                                                    #
+#                                                         Data                                                         #
+########################################################################################################################
+
+IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .tga".split())
+IMAGE_FORMATS = "PNG JPEG BMP GIF WEBP TIFF PPM TGA".split()  # Pillow knows more, some of which call other programs
+SPLITS = {"train": {"train", "training"}, "test": {"test", "testing", "t10k", "val", "valid", "validation"}}
+CACHED_FROM, CACHE_VERSION = 5_000, 1  # files that take a second to decode; the version is that of what decoding gives
+SYSTEM_NAMES = frozenset(  # that systems and programs keep for themselves, beside those with a dot or __ in front
+    "@eadir @recycle @recently-snapshot @tmp #recycle #snapshot $recycle.bin recycler lost+found found.000 thumbs.db "
+    "ehthumbs.db desktop.ini icon\r".split(" ")
+) | {"system volume information"}
+SIZES_LOOKED_AT = 1000  # files, to find a set's own size
+FEW_VALUES = 32  # of 256: images that use fewer were probably stored in another range
+LINK = "link to a folder"  # which is not followed
+CACHE_BYTES = 4 << 30  # that the cache folder may hold
+DECODE_CHUNK = 256  # images of up to 32×32 that a worker decodes before it reports
+SIZES = [base << halvings for halvings in range(1, 9) for base in (4, 5, 6, 7)]  # that the networks make: 8, 10 … 1792
+
+
+@dataclass(frozen=True)
+class Images:
+    """A decoded set: `pixels` uint8 N×H×W×C (C is 1 or 3), `labels` int64 N or None, `classes` the labels' names.
+
+    `found` says what the images were before they were scaled: "colour images of 256×256".
+    """
+
+    pixels: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    other: Images | None = None  # the other set, for what turns images of one kind into another
+    found: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set found but not decoded yet: image files or a uint8 array N×H×W[×3], labels N or None, the labels' names.
+
+    `where` is what the user called it, `left_out` counts what lies there and is not taken, by its kind: ".heic".
+    """
+
+    items: Sequence[Path] | np.ndarray
+    labels: Sequence[int] | np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    where: str = ""
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def load_images(
+    path: str | Path | None = None,
+    split: str = "train",
+    image_size: int | None = None,
+    skip_unreadable: bool = False,
+    cache: bool = True,
+) -> Images:
+    """Load a whole data set as one uint8 tensor.
+
+    `path` may be a folder with `train/` and `test/`, a folder of class folders, a flat folder of images, the CIFAR
+    pickles, MNIST's IDX files (gzipped or not), EMNIST's (or one of a set's files, which means that set), SVHN's `.mat`
+    files, an `.npz`, or None for the built-in shapes. `split` is "train", "test" or "all", both in this order; a set
+    that comes undivided is all "train". Images of another size are resized (antialiased) so that the shorter side fits,
+    and cropped to the centre. `image_size` None keeps the images' own size where the networks can make it. A set whose
+    images are all grey has one channel. The pixels of many image files are kept in the user's `cache`, for the next
+    time. Raises UserError that names what is wrong.
+    """
+    if split == "all":
+        train = load_images(path, "train", image_size, skip_unreadable, cache)
+        try:
+            return merge(train, load_images(path, "test", train.pixels.shape[1], skip_unreadable, cache))
+        except NoTestSplit:
+            return train
+    if path is None:
+        count, seed = (10_000, 0) if split == "train" else (2_000, 1)
+        return draw_shapes(count, checked_size(image_size or 32), seed)
+    size = image_size and checked_size(image_size)
+    return decode_source(find_source(Path(os.path.expanduser(path)), split), size, skip_unreadable, cache)
+
+
+def find_source(path: Path, split: str) -> Source:
+    """`find_images`, with the file system's complaints as UserError."""
+    try:
+        return find_images(path, split)
+    except FileNotFoundError:
+        raise UserError(f"--data {path}: there is no such file or folder") from None
+    except OSError as error:
+        raise UserError(f"--data {error.filename or path}: {error.strerror}") from None
+
+
+def decode_source(
+    source: Source, image_size: int | None = None, skip_unreadable: bool = False, cache: bool = False
+) -> Images:
+    """Decode a set at a size, or at the images' own; one channel if all are grey. Raises UserError.
+
+    Says what was left out, and what of the images is not as one expects.
+    """
+    if source.left_out:
+        say(f"note: {source.where}: left out {counted(source.left_out)}")
+    labels = None if source.labels is None else np.array(source.labels, np.int64)
+    classes = tuple(map(class_name, source.classes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Pillow's, of tags that are damaged where the pixels are not
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # a picture that unpacks to gigabytes is damage
+        sizes = own_sizes(source)
+        size = image_size or natural_size(sizes)
+        name = cache_name(source.items, size) if cache else ""
+        kept = load_cached(name) if name else None
+        if kept and "pixels" in kept and len(kept["pixels"]) == len(source.items):
+            images = Images(kept["pixels"], None if labels is None else torch.from_numpy(labels), classes)
+            return noted(images, sizes, source.where)
+        pixels, unreadable = decode(source.items, size)
+    if unreadable:
+        if not skip_unreadable:
+            others = f" (and {len(unreadable) - 1:,} more)" if len(unreadable) > 1 else ""
+            raise UserError(f"{next(iter(unreadable.values()))}{others}; --skip-unreadable leaves such images out")
+        say("\n  ".join([f"skipped {len(unreadable):,} unreadable images:", *map(printable, unreadable.values())]))
+        keep = np.setdiff1d(np.arange(len(pixels)), list(unreadable))
+        if not len(keep):
+            raise UserError("--data: none of its images can be read")
+        pixels = pixels[keep]
+        if labels is not None:  # a class may have lost all its images
+            occurring, labels = np.unique(labels[keep], return_inverse=True)
+            classes = tuple(classes[i] for i in occurring)
+    if (pixels[..., :1] == pixels).all():  # grey in every pixel, however it was stored
+        pixels = pixels[..., :1]
+    pixels = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
+    if name and not unreadable:
+        save_cached(name, {"pixels": pixels})
+    images = Images(pixels, None if labels is None else torch.from_numpy(labels), classes)
+    return noted(images, sizes, source.where)
+
+
+def noted(images: Images, sizes: Counter[tuple[int, int]], where: str) -> Images:
+    """A decoded set with what its images were; says if their sizes differ, or if they use few of the values."""
+    (least, most), side = (
+        (choose(sizes, key=lambda size: (math.prod(size), size)) for choose in (min, max)),
+        images.pixels.shape[1],
+    )
+    span = "{}×{}".format(*least)
+    if len(sizes) > 1:
+        span += " … {}×{}".format(*most)
+        say(f"note: {where}: the images' sizes differ, {span}; each is scaled and cropped to {side}×{side}")
+    used = int(images.pixels.max()) - int(images.pixels.min()) + 1
+    if used < FEW_VALUES:
+        what = "all pixels have one value" if used == 1 else f"all pixels lie within {used} of the 256 values"
+        say(f"note: {where}: {what}; scale images of another range to 0 … 255 first")
+    return replace(images, found=f"{'grey' if images.pixels.shape[3] == 1 else 'colour'} images of {span}")
+
+
+def counted(kinds: Counter[str]) -> str:
+    """What was left out, the most first: "20 × .heic, 1 × link to a folder"."""
+    return ", ".join(f"{count:,} × {printable(kind)}" for kind, count in kinds.most_common())
+
+
+def cache_folder() -> Path:
+    """Where what takes long to compute, and can be computed again, is kept for the next time."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "rollnumber_04")
+    except RuntimeError:  # a user without a home, as in a container
+        return Path(tempfile.gettempdir(), "rollnumber_04")
+
+
+def load_cached(name: str) -> dict[str, Tensor] | None:
+    """What `save_cached` kept under a name; None if there is nothing, or nothing whole."""
+    path = cache_folder() / f"{name}.safetensors"
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError):
+        return None
+    with suppress(OSError):  # of a folder that can be read only
+        os.utime(path)  # used just now
+    return tensors
+
+
+def save_cached(name: str, tensors: dict[str, Tensor]) -> None:
+    """Keep tensors for the next time; what was used longest ago makes room. Says so where nothing can be written."""
+    if is_follower():  # the first process has done so
+        return
+    folder, files = cache_folder(), []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Two runs that begin together must not write to one file.
+        write_whole(folder / f"{name}.safetensors", safetensors.torch.save(tensors), f".{os.getpid()}.tmp")
+        for path in folder.glob("*.safetensors*"):
+            with suppress(FileNotFoundError):  # another run has just removed it
+                files.append((path.stat().st_mtime, path.stat().st_size, path))
+        room = CACHE_BYTES
+        for _, size, path in sorted(files, reverse=True):
+            room -= size
+            if room < 0:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        path = error.filename or folder
+        print(f"note: {path} could not be written ({error.strerror}); the next time computes it again", file=sys.stderr)
+
+
+def cache_name(items: Sequence[Path] | np.ndarray, size: int) -> str:
+    """A name for the pixels of CACHED_FROM or more image files, from their paths, sizes and times; else ""."""
+    if isinstance(items, np.ndarray) or not CACHED_FROM <= len(items) <= CACHE_BYTES / 2 / (3 * size**2):
+        return ""
+    lines = [f"{CACHE_VERSION} {size} {'' if items[0].is_absolute() else os.getcwd()}"]
+    try:
+        facts = [(item, os.stat(item)) for item in items]
+    except OSError:  # a link that leads nowhere, which decoding will complain of
+        return ""
+    lines += [f"{item} {fact.st_size} {fact.st_mtime_ns} {fact.st_ctime_ns}" for item, fact in facts]
+    digest = hashlib.sha256("\n".join(lines).encode(errors="surrogatepass"))
+    return f"pixels-{digest.hexdigest()[:32]}"
+
+
+def printable(name: object) -> str:
+    """A name with escapes for what cannot be printed: a file system takes names that no text file or terminal does."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
+
+
+def class_name(name: object) -> str:
+    """A class's name as it is compared and shown: the same whether its letters were composed (Linux) or not (a Mac)."""
+    return printable(unicodedata.normalize("NFC", str(name)))
+
+
+def checked_size(size: int) -> int:
+    """The size itself, or a UserError that names the nearest sizes that the networks can make."""
+    if size not in SIZES:
+        near = " and ".join(map(str, sorted(sorted(SIZES, key=lambda other: abs(other - size))[:2])))
+        raise UserError(f"--image-size {size}: must be 4, 5, 6 or 7 times 2, 4, 8, 16 …; {near} are near")
+    return size
+
+
+def find_images(path: Path, split: str) -> Source:
+    """Tell by its content which layout `path` has, and list the split's images and labels without decoding them.
+
+    Raises UserError, and OSError for a path that is not there or must not be read.
+    """
+    if not path.is_dir():
+        path.stat()  # raises if there is nothing
+        if source := extra("formats").find_arrays(path, split):
+            return source
+        raise UserError(f"--data {path}: neither a folder nor a file of images that is known here")
+    folders = subfolders(path)
+    if splits := split_folders(folders):
+        if "train" not in splits:
+            raise UserError(f"--data {path}: has no train/ beside its test/")
+        if split not in splits:
+            raise NoTestSplit(f"--data {path}: has no test/ beside its train/")
+        return find_split(splits["train"], splits[split])
+    if divided := [folder for folder in folders if split_folders(subfolders(folder))]:
+        return only(divided if len(folders) == 1 else folders, path, split)
+
+    left_out: Counter[str] = Counter()
+    images = image_files(path, left_out)
+    members = {folder: image_files(folder, left_out, below=True) for folder in folders}
+    if not images and not any(members.values()):
+        formats = extra("formats", is_needed=False)
+        if source := formats and formats.find_arrays(path, split):
+            return source
+        if containers := [folder for folder in folders if formats and formats.array_files(folder)]:
+            return only(containers, path, split)
+        if left_out:
+            raise UserError(f"--data {path}: nothing in it is an image that is known here: {counted(left_out)}")
+        what = "there is no image in this folder" if os.listdir(path) else "this folder is empty"
+        raise UserError(f"--data {path}: {what}")
+    if split == "test":
+        raise NoTestSplit(f"--data {path}: is not divided into train/ and test/")
+    if not any(members.values()):
+        return Source(images, where=str(path), left_out=left_out)
+    if images:
+        raise UserError(f"--data {path}: images such as {images[0].name} lie beside its class folders")
+    if empty := [folder for folder, files in members.items() if not files]:
+        inside: Counter[str] = Counter()
+        image_files(empty[0], inside, below=True)
+        what = f"holds no image that is known here: {counted(inside)}" if inside else "has no image"
+        raise UserError(f"--data {empty[0]}: this class folder {what}")
+    names = {folder: class_name(folder.name) for folder in members}
+    classes = sorted({*names.values()})
+    items = [file for files in members.values() for file in files]
+    labels = [classes.index(names[folder]) for folder, files in members.items() for _ in files]
+    return Source(items, labels, tuple(classes), str(path), left_out)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder that are meant for people, in order. Raises OSError."""
+    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
+
+
+def split_folders(folders: Sequence[Path]) -> dict[str, Path]:
+    """{"train": folder, "test": folder} of a divided set, {} of any other: a class may be called "train", too."""
+    found = {split: next((f for f in folders if f.name.lower() in names), None) for split, names in SPLITS.items()}
+    splits = {split: folder for split, folder in found.items() if folder}
+    whole = len(splits) == 2 or all(folder.name.lower() in SPLITS["train"] | SPLITS["test"] for folder in folders)
+    return splits if whole else {}
+
+
+def only(folders: Sequence[Path], parent: Path, split: str) -> Source:
+    """The images of the only data set in a folder."""
+    if len(folders) > 1:
+        raise UserError(f"--data {parent}: holds several data sets; name one of them, such as {folders[0]}")
+    return find_images(folders[0], split)
+
+
+def find_split(train: Path, folder: Path) -> Source:
+    """The images of a split's own folder, their labels numbered as in the training folder."""
+    train, folder = within_split(train), within_split(folder)
+    source = find_images(folder, "train")
+    if folder == train or source.labels is None:
+        return source
+    known = tuple(map(class_name, find_images(train, "train").classes))
+    try:
+        return renumbered(source, known)
+    except KeyError as stray:
+        raise UserError(f"--data {folder}: class {stray.args[0]} is not in {train}") from None
+
+
+def within_split(folder: Path) -> Path:
+    """The folder itself, or the only one in it if that has a name of the same split: train/train, test/test."""
+    (words,) = (words for words in SPLITS.values() if folder.name.lower() in words)
+    inner = subfolders(folder)
+    is_same = len(inner) == 1 and inner[0].name.lower() in words and not image_files(folder)
+    return within_split(inner[0]) if is_same else folder
+
+
+def renumbered(source: Source, known: Sequence[str]) -> Source:
+    """A labelled set with the labels of its classes' names among the `known` ones. KeyError: the name that is not."""
+    number = {name: label for label, name in enumerate(known)}
+    of_label = [number[class_name(name)] for name in source.classes]
+    return replace(source, labels=[of_label[label] for label in source.labels], classes=tuple(known))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name is not meant for people: .git, .DS_Store, __MACOSX, Synology's @eaDir, $RECYCLE.BIN."""
+    return name.startswith((".", "__")) or name.lower() in SYSTEM_NAMES
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name says that it is an image (.png, .JPG, …)."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
+
+
+def image_files(folder: Path, left_out: Counter[str] | None = None, below: bool = False) -> list[Path]:
+    """The image files of a folder, and of the folders `below` it, in a fixed order. Raises OSError.
+
+    Links to files are followed, one that leads nowhere is a damaged image; links to folders are not, for they may loop.
+    What is meant for people and not taken is counted in `left_out`, by its ending.
+    """
+    found, others = [], Counter() if left_out is None else left_out
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        is_link, is_folder = entry.is_symlink(), False
+        with suppress(OSError):  # a link that leads to itself, or where one may not look
+            is_folder = entry.is_dir()
+        if is_image_name(entry.name) and (entry.is_file() or is_link) and not is_folder:
+            found.append(Path(entry.path))
+        elif is_hidden(entry.name) or (is_folder and not below):
+            continue
+        elif not is_folder:
+            others[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
+        elif is_link:
+            others[LINK] += 1
+        else:
+            found += image_files(Path(entry.path), others, below)
+    return found
+
+
+def open_image(item: Path | np.ndarray) -> Image.Image:
+    """An image file or a uint8 array H×W[×3] as Pillow's image, not decoded yet. Raises what Pillow raises."""
+    if isinstance(item, np.ndarray):
+        return Image.fromarray(item)
+    return Image.open(io.BytesIO(item.read_bytes()), formats=IMAGE_FORMATS)
+
+
+def complaint(error: Exception) -> str:
+    """What a reader's exception says, in a few words; some libraries' own words only repeat the file's name."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, KeyError):
+        return f"there is no {error} in it"
+    if "weights_only" in str(error):
+        return "it holds more than tensors, or is damaged"  # torch's own words advise to run what is in the file
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def own_sizes(source: Source) -> Counter[tuple[int, int]]:
+    """How often each size, width and height as stored, occurs among up to SIZES_LOOKED_AT images, evenly over the set.
+
+    Only headers are read. If none of them can be, decoding will say so.
+    """
+    if isinstance(source.items, np.ndarray):
+        return Counter({source.items.shape[2:0:-1]: len(source.items)})
+    sizes: Counter[tuple[int, int]] = Counter()
+    for i in np.unique(np.linspace(0, len(source.items) - 1, min(len(source.items), SIZES_LOOKED_AT)).astype(int)):
+        # A decoder may fail in any way on a damaged file; decoding will complain of it.
+        with suppress(Exception), Image.open(source.items[i], formats=IMAGE_FORMATS) as image:
+            sizes[image.size] += 1
+    return sizes or Counter({(SIZES[0], SIZES[0]): 1})
+
+
+def natural_size(sizes: Counter[tuple[int, int]]) -> int:
+    """The size to train at when none is asked for.
+
+    That is the size of more than half of the images, if there is one and the networks can make it (to 128); else the
+    next lower one, up to 64, than its shorter side or than the median of all shorter sides.
+    """
+    (width, height), count = sizes.most_common(1)[0]
+    if 2 * count > sizes.total():
+        if width == height <= 128 and width in SIZES:
+            return width
+        shorter = min(width, height)
+    else:
+        shorter = int(np.median([min(size) for size in sizes.elements()]))
+    return max((size for size in SIZES if size <= min(shorter, 64)), default=SIZES[0])
+
+
+def decode(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, dict[int, str]]:
+    """Decode everything to uint8 N×size×size×C, on all cores; also returns {index: what is wrong} of the unreadable.
+
+    A 32×32 PNG takes 0.08 ms, nearly all of it inside Python's lock: on two threads it takes 0.16. Forked workers have
+    locks of their own and start at once. Where fork is not safe (macOS, Windows) threads decode larger files.
+    """
+    if isinstance(items, np.ndarray) and items.shape[1:3] == (size, size):
+        return items if items.ndim == 4 else items[..., None], {}
+    try:
+        pixels = np.zeros((len(items), size, size, 3), np.uint8)
+    except MemoryError:
+        raise UserError(f"--data: {len(items):,} images of {size}×{size} do not fit into memory") from None
+    unreadable = {}
+    step = max(1, min(DECODE_CHUNK, DECODE_CHUNK * 1024 // size**2))
+    chunks = [items[i : i + step] for i in range(0, len(items), step)]
+    workers = min(len(chunks), os.cpu_count() or 1)
+    if sys.platform == "linux":
+        # Ctrl-C reaches the whole process group; a worker that died of it could leave the pool waiting for ever.
+        ignore = (signal.SIGINT, signal.SIG_IGN)
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), signal.signal, ignore)
+    else:
+        large = isinstance(items[0], np.ndarray) or (os.path.exists(items[0]) and os.path.getsize(items[0]) > 1 << 14)
+        pool = ThreadPoolExecutor(workers if large else 1)
+    with pool, progress_bar(total=len(items), desc="decoding", unit="img", leave=False) as bar:
+        for chunk, (decoded, failed) in enumerate(pool.map(partial(decode_chunk, size=size), chunks)):
+            start = chunk * step
+            pixels[start : start + len(decoded)] = decoded
+            unreadable |= {start + i: message for i, message in failed.items()}
+            bar.update(len(decoded))
+    return pixels, unreadable
+
+
+def decode_chunk(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, dict[int, str]]:
+    """Decode some images: uint8 n×size×size×3, and {position: what is wrong} of those that cannot be read."""
+    pixels, failed = np.zeros((len(items), size, size, 3), np.uint8), {}
+    for i, item in enumerate(items):
+        try:
+            pixels[i] = to_rgb(open_image(item), size)
+        except Exception as error:  # a decoder may fail in any way on a damaged file; the caller names them all
+            failed[i] = f"{item}: {complaint(error)}"
+    return pixels, failed
+
+
+def to_rgb(image: Image.Image, size: int) -> Image.Image:
+    """An image of any mode as 8-bit RGB, size×size, antialiased, centre-cropped."""
+    image = as_rgb(image)
+    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as 8-bit RGB: upright, transparency on white. Raises what Pillow raises."""
+    # Of whole numbers only those of 16 bits have a range: "I" may hold 32, unless the format knows no more than 16.
+    of_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or (image.mode.startswith("I") and not of_16_bits):
+        kind = "floating-point" if image.mode == "F" else "whole"
+        raise ValueError(f"its pixels are {kind} numbers of no known range")
+    if of_16_bits:  # Pillow's own conversion clips at 255 instead of scaling
+        values, clear = np.asarray(image, np.int64), image.info.get("transparency")
+        grey = np.round(np.clip(values, 0, 65535) / 257).astype(np.uint8)
+        image = Image.fromarray(np.where(values == clear, np.uint8(255), grey))  # the transparent grey is white
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+# Each shape is the set where f(x, y) < 0, in units of its radius; f is near enough to a distance to antialias with.
+SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "bar": lambda x, y: np.maximum(abs(x) - 0.25, abs(y) - 0.95),
+    "circle": lambda x, y: np.hypot(x, y) - 0.9,
+    "crescent": lambda x, y: np.maximum(np.hypot(x, y) - 0.9, 0.75 - np.hypot(x - 0.5, y)),
+    "cross": lambda x, y: np.maximum(np.minimum(abs(x), abs(y)) - 0.28, np.maximum(abs(x), abs(y)) - 0.9),
+    "dots": lambda x, y: np.hypot(abs(x) - 0.5, y) - 0.38,
+    "half": lambda x, y: np.maximum(np.hypot(x, y + 0.35) - 0.9, -y - 0.35),
+    "hourglass": lambda x, y: np.maximum(abs(x) - abs(y), abs(y) - 0.85),
+    "ring": lambda x, y: abs(np.hypot(x, y) - 0.68) - 0.22,
+    "square": lambda x, y: np.maximum(abs(x), abs(y)) - 0.75,
+    "triangle": lambda x, y: np.maximum(abs(x) * 0.866 + y * 0.5, -y) - 0.5,
+}
+
+
+def draw_shapes(count: int, size: int, seed: int) -> Images:
+    """The built-in data: `count` size×size images of ten bright shapes at random places, sizes, angles and colours."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % len(SHAPES)
+    pixels = np.empty((count, size, size, 3), np.uint8)
+    axis = (np.arange(size) + 0.5) / size * 2 - 1  # pixel centres in -1 .. 1
+    for label, shape in enumerate(SHAPES.values()):
+        mine = np.flatnonzero(labels == label)
+        column = partial(rng.uniform, size=(len(mine), 1, 1))
+        radius, angle = column(0.45, 0.8), column(-0.35, 0.35)
+        x, y = axis[None, None, :] - column(-0.2, 0.2), axis[None, :, None] - column(-0.2, 0.2)
+        u, v = (x * np.cos(angle) + y * np.sin(angle)) / radius, (y * np.cos(angle) - x * np.sin(angle)) / radius
+        cover = np.clip(0.5 - shape(u, v) * radius * size / 2, 0, 1)[..., None]
+        # Light on dark: on grounds of both kinds G stayed grey for 1,560 steps (seed 1).
+        ink, paper = rng.uniform(100, 255, (len(mine), 1, 1, 3)), rng.uniform(0, 40, (len(mine), 1, 1, 3))
+        pixels[mine] = np.round(cover * ink + (1 - cover) * paper)
+    found = f"colour images of {size}×{size}"
+    return Images(torch.from_numpy(pixels), torch.from_numpy(labels), tuple(SHAPES), found=found)
+
+
+def fingerprint(images: Images) -> str:
+    """A short name for the decoded pixels and labels, to tell whether two runs saw the same data."""
+    digest = hashlib.sha256(str(tuple(images.pixels.shape)).encode())
+    for tensor in (images.pixels, images.labels):
+        if tensor is not None:
+            digest.update(np.ascontiguousarray(tensor.numpy()))
+    return digest.hexdigest()[:16]
+
+
+def with_channels(images: Images, channels: int) -> Images:
+    """The set with 1 or 3 channels: grey repeated as colour, colour weighed to grey (ITU-R 601, as Pillow does)."""
+    pixels = images.pixels
+    if channels == 3:
+        pixels = pixels.expand(-1, -1, -1, 3)
+    elif pixels.shape[3] == 3:
+        pixels = (pixels.float() @ torch.tensor([[0.299], [0.587], [0.114]])).round().to(torch.uint8)
+    return replace(images, pixels=pixels)
+
+
+def merge(train: Images, test: Images) -> Images:
+    """Training and test images of one size as one set: in colour if either is, labelled if both are."""
+    channels = max(train.pixels.shape[3], test.pixels.shape[3])
+    pixels = torch.cat([with_channels(images, channels).pixels for images in (train, test)])
+    if train.labels is None or test.labels is None:
+        return Images(pixels, None, (), found=train.found)
+    classes = tuple(dict.fromkeys((*train.classes, *test.classes)))
+    labels = torch.tensor([classes.index(name) for name in test.classes])[test.labels]
+    return Images(pixels, torch.cat([train.labels, labels]), classes, found=train.found)
+
+
+def hold_out(images: Images, share: float) -> tuple[Images, Images]:
+    """Divide a labelled set into (the rest, a share for validation), as nearly as can be the same share of each class.
+
+    The division depends on the labels alone: a resumed run with another seed must not train on what it held out.
+    """
+    count = len(images.labels)
+    order = np.random.default_rng(0).permutation(count)
+    order = order[np.argsort(images.labels.numpy()[order], kind="stable")]  # shuffled, class after class
+    taken = np.floor(np.arange(1, count + 1) * share) > np.floor(np.arange(count) * share)  # evenly spread
+    starts = np.flatnonzero(np.diff(images.labels.numpy()[order], prepend=-1))
+    whole = np.minimum.reduceat(taken, starts)
+    taken[starts[whole]] = False  # one image of each class stays: what is never trained on cannot be told
+    parts = (np.sort(order[~taken]), np.sort(order[taken]))
+    kept, held = (replace(images, pixels=images.pixels[part], labels=images.labels[part]) for part in parts)
+    return kept, held
+
+
+def load_validation(options: argparse.Namespace, images: Images) -> tuple[Images, Images]:
+    """(training set, validation set) for the classification head: the test split, whole, or a share held out.
+
+    `validation_split` None means the test split, or a tenth of the training images where there is none or where the
+    test images are among them: it is set then. Says which classes have no image for validation.
+    """
+    held = None
+    if options.validation_split is None and options.split != "all":
+        with suppress(NoTestSplit):
+            test = load_images(options.data, "test", options.image_size, options.skip_unreadable, options.cache)
+            if test.labels is None:
+                raise UserError(f"--data {options.data}: its test images have no labels; give --validation-split 0.1")
+            if stray := set(test.classes) - set(images.classes):
+                raise UserError(f"--data {options.data}: class {min(stray)} of its test images has no training image")
+            to_training = torch.tensor([images.classes.index(name) for name in test.classes])
+            held = replace(with_channels(test, images.pixels.shape[3]), labels=to_training[test.labels])
+    if held is None:
+        share = options.validation_split = options.validation_split or 0.1
+        images, held = hold_out(images, share)
+        if not len(held.labels):
+            raise UserError(
+                f"--validation-split {share}: leaves none of the {len(images.labels)} images for validation"
+            )
+    counts = torch.bincount(held.labels, minlength=len(images.classes))
+    if missing := [name for name, count in zip(images.classes, counts.tolist(), strict=True) if not count]:
+        say(f"note: without an image for validation: {listed(missing)}")
+    return images, held
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def on_device(images: Images, device: torch.device) -> Images:
+    """The set on the training device; one of over half a GPU's free memory stays on the host."""
+    if device.type == "cuda" and images.pixels.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        size = images.pixels.nbytes / 2**30
+        say(f"the data set ({size:.1f} GiB) stays in host memory; batches are copied to the GPU")
+        return images
+    labels = None if images.labels is None else images.labels.to(device)
+    other = images.other and on_device(images.other, device)
+    return replace(images, pixels=images.pixels.to(device), labels=labels, other=other)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """The order in which an epoch visits the images, int64 N: a permutation drawn from (seed, epoch) alone."""
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(count))
+
+
+def to_range(pixels: Tensor) -> Tensor:
+    """uint8 B×H×W×C to float32 B×C×H×W in (-1, 1), as a channels-last view: no pixel moves."""
+    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def real_batch(pixels: Tensor, index: Tensor, flip: bool, rng: torch.Generator) -> Tensor:
+    """Gather uint8 N×H×W×C as float32 B×C×H×W in (-1, 1) on rng's device; each is mirrored with chance ½ if `flip`."""
+    batch = pixels[index]
+    if batch.device.type != rng.device.type:  # not the devices themselves: a generator's "cuda" is a tensor's "cuda:0"
+        batch = batch.pin_memory().to(rng.device, non_blocking=True)  # only pinned memory is copied in the background
+    batch = to_range(batch)
+    if rng.device.type == "mps":
+        batch = batch.contiguous()  # see `memory_format`
+    if flip:
+        mirrored = torch.rand(len(index), 1, 1, 1, generator=rng, device=rng.device) < 0.5
+        batch = torch.where(mirrored, batch.flip(3), batch)
+    return batch
+
+
+########################################################################################################################
+#                                                   Pictures and log                                                   #
 ########################################################################################################################
 
 UNDRAWN = ".undrawn"  # a file that a run's folder has while pictures of its last checkpoint are to be drawn
@@ -2694,7 +2333,7 @@ def plot_weights(networks: dict[str, nn.Module], at: tuple[str, int, str], step:
 
 
 ########################################################################################################################
-#                                            Checkpoints and saved models                                              #
+#                                             Checkpoints and saved models                                             #
 ########################################################################################################################
 
 CHECKPOINT_FORMAT, MODEL_FORMAT = "rollnumber_04 checkpoint 5", "rollnumber_04 model 1"
@@ -2710,6 +2349,46 @@ FIXED_OPTIONS = {  # that a resumed run cannot change, and what of the checkpoin
     "validation_split": TRAINED_WITH,  # on what would now be held out
     "split": TRAINED_WITH,
 }
+
+
+def write_whole(path: Path, data: bytes, suffix: str = ".tmp") -> None:
+    """Write a file so that a crash leaves either the old one or the new one: beside it, to the disk, then renamed."""
+    beside = path.with_name(path.name + suffix)
+    try:
+        with open(beside, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        replace_file(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the rename itself reaches the disk with the folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def replace_file(new: Path, old: Path) -> None:
+    """os.replace, but on Windows tried again for a second: a virus scanner may have either file open."""
+    for wait in (0.05, 0.1, 0.2, 0.4) if os.name == "nt" else ():
+        try:
+            os.replace(new, old)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    os.replace(new, old)
+
+
+def save_output(flag: str, path: Path, data: bytes) -> None:
+    """Write the file that an option names, into a folder that is made. Raises UserError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+    except OSError as error:
+        raise UserError(f"{flag} {path}: {error.strerror or error}") from None
 
 
 def refuse_folder(out: Path | None, data: Sequence[Path | None]) -> None:
@@ -3122,143 +2801,7 @@ def load_network(
     return network.to(device, memory_format=memory_format(device)).requires_grad_(False).eval()
 
 
-########################################################################################################################
-#                                                     Evaluation                                                       #
-########################################################################################################################
-
-FEATURES, LOGITS = "2048", "logits_unbiased"  # torch-fidelity's names of Inception's layers
-NETWORK = "inception-v3-compat of torch-fidelity"
-RESIZE = "bilinear as in TensorFlow 1.x, to 299×299"
 FEWEST = 16  # images of which anything is measured
-BIASED = 10_000  # fewer samples than this make an FID that says little next to one of 50,000
-
-
-class Inception:
-    """Features of images, by torch-fidelity's Inception v3.
-
-    `digest` is that of its weights; `has_logits` says whether they can give an inception score. Raises UserError if the
-    library is missing, or its weights cannot be read or fetched.
-    """
-
-    def __init__(self, weights: Path | None, device: torch.device):
-        try:  # slow to import, and needed nowhere else; all that will be needed hours later
-            from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc, utils  # noqa: F401
-        except (ImportError, RuntimeError) as error:
-            raise UserError(f"FID needs torch-fidelity 0.4 (pip install torch-fidelity): {error}"[:300]) from None
-        self.device = device if device.type == "cuda" else torch.device("cpu")  # all that torch-fidelity knows
-        self.batch = 32 if self.device.type == "cpu" else GENERATE_BATCH  # 0.2 GB of maps, and a bar that moves
-        try:
-            if weights and not os.path.isfile(weights):
-                raise ValueError("there is no such file")
-            if weights:  # of any origin; the library itself would run what a pickle says
-                state = torch.load(weights, map_location="cpu", weights_only=True)
-                if wrong := difference(state, state, "weights"):
-                    raise ValueError(wrong)
-            self.network = utils.create_feature_extractor(
-                "inception-v3-compat",
-                [FEATURES, LOGITS],
-                cuda=False,
-                feature_extractor_weights_path=weights and str(weights),
-                verbose=False,
-            )
-        except Exception as error:  # whatever else a file is, it is not those weights
-            said = " ".join(complaint(error).split())[:200]
-            if weights:
-                raise UserError(f"--inception-weights {weights}: not torch-fidelity's ({said})") from None
-            raise UserError(
-                f"--inception-weights: they could not be fetched ({said}); give a file that has them"
-            ) from None
-        digest = hashlib.sha256()
-        for tensor in self.network.state_dict().values():
-            digest.update(tensor.cpu().numpy())
-        self.digest = digest.hexdigest()[:16]
-        self.has_logits = bool(self.network.fc.weight.any())
-        self.network.to(
-            self.device, memory_format=torch.channels_last
-        )  # 1.5 times as fast on a CPU, features equal to 1e-5
-
-    @torch.no_grad()
-    def features(self, pieces: Iterator[np.ndarray], count: int, what: str) -> dict[str, Tensor]:
-        """{layer: float32 count×width} of uint8 images in pieces n×H×W[×3]; grey is repeated as colour."""
-        # One tensor made beforehand: small results kept between the large ones of each batch would hold the heap open.
-        found: dict[str, Tensor] = {}
-        done, exact = 0, torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # TF32 would be another network
-        with exact, progress_bar(total=count, desc=what, unit="img", leave=False) as bar:
-            for piece in pieces:
-                for images in torch.from_numpy(np.ascontiguousarray(piece)).split(self.batch):
-                    images = images.to(self.device).reshape(*images.shape[:3], -1).permute(0, 3, 1, 2)
-                    results = self.network(images.expand(-1, 3, -1, -1))
-                    for layer, values in zip((FEATURES, LOGITS), results, strict=True):
-                        if layer not in found:
-                            found[layer] = torch.empty(count, *values.shape[1:])
-                        found[layer][done : done + len(values)] = values
-                    done += len(images)
-                    bar.update(len(images))
-        return found
-
-
-def reference_features(inception: Inception, pixels: Tensor, name: str) -> Tensor:
-    """Features of real images uint8 N×H×W×C, float32 N×2048: from the cache, or computed and put there.
-
-    `name` tells data, split, size and number; the weights' digest is added.
-    """
-    name = f"{name}-{FEATURES}-{inception.digest}"
-    if (found := load_cached(name)) and "features" in found:
-        return found["features"]
-    pieces = (piece.numpy() for piece in pixels.cpu().split(GENERATE_BATCH))
-    features = inception.features(pieces, len(pixels), "real images")[FEATURES]
-    save_cached(name, {"features": features})
-    return features
-
-
-def real_sample(images: Images, count: int) -> tuple[Tensor, str]:
-    """`count` of a set's images, always the same, and a name for just these, for the cache of their features."""
-    whole, size = len(images.pixels), images.pixels.shape[1]
-    picked = images.pixels if count >= whole else images.pixels[epoch_order(whole, 0, 0)[:count]]
-    return picked, f"{fingerprint(images)}-{size}-{len(picked)}"
-
-
-def quality(fake: dict[str, Tensor], real: Tensor, inception: Inception, seed: int = 0) -> dict[str, float]:
-    """What torch-fidelity finds in the features (and logits) of at least FEWEST samples and FEWEST real images.
-
-    FID (Heusel et al. 2017); KID over subsets of 1,000, or half of the images (Bińkowski et al. 2018); precision and
-    recall of the 3rd neighbour (Kynkäänniemi et al. 2019, who take VGG's features); with logits the inception score
-    (Salimans et al. 2016).
-    """
-    from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
-
-    features = fake[FEATURES]
-    statistics = [metric_fid.fid_features_to_statistics(part) for part in (features, real)]
-    found = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)
-    size = min(1000, len(features) // 2, len(real) // 2)
-    found |= metric_kid.kid_features_to_metric(features, real, kid_subset_size=size, rng_seed=seed, verbose=False)
-    found |= metric_prc.prc_features_to_metric(features, real, save_cpu_ram=True, prc_batch_size=2000, verbose=False)
-    if inception.has_logits and LOGITS in fake:
-        found |= metric_isc.isc_features_to_metric(fake[LOGITS], rng_seed=seed)
-    names = dict(
-        fid="frechet_inception_distance",
-        kid="kernel_inception_distance_mean",
-        kid_std="kernel_inception_distance_std",
-        precision="precision",
-        recall="recall",
-        inception_score="inception_score_mean",
-        inception_score_std="inception_score_std",
-    )
-    return {short: found[name] for short, name in names.items() if name in found} | {"kid_subset_size": size}
-
-
-def nearest(samples: Tensor, images: Tensor, count: int) -> Tensor:
-    """The indices, n×count, of the rows of `images` (N×…) that are nearest to each of `samples` (n×…), Euclidean."""
-    distances = [torch.cdist(samples.flatten(1).float(), part.flatten(1).float()) for part in images.split(4096)]
-    return torch.cat(distances, 1).topk(count, largest=False).indices
-
-
-def neighbours_sheet(samples: np.ndarray, *neighbours: np.ndarray) -> Image.Image:
-    """A row for each sample n×H×W[×3]: itself, then of each kind of neighbours n×k×H×W[×3] its k, with gaps between."""
-    gap = np.full_like(samples[:, None], 255)
-    parts = [samples[:, None], *(part for images in neighbours for part in (gap, images))]
-    rows = np.concatenate(parts, 1)
-    return sheet(rows.reshape(-1, *samples.shape[1:]), rows.shape[1])
 
 
 def check_enough(images: Images, flag: str) -> None:
@@ -3267,70 +2810,8 @@ def check_enough(images: Images, flag: str) -> None:
         raise UserError(f"{flag}: the data has {len(images.pixels)} images; FID needs {FEWEST}, and says little of few")
 
 
-def as_drawn(images: Images, channels: int, flag: str) -> tuple[Images, dict[str, str]]:
-    """Real images with the channels of a model's, enough for an FID; and what they are and were. Raises UserError."""
-    check_enough(images, flag)
-    side = images.pixels.shape[1]
-    drawn = f"{'grey' if channels == 1 else 'colour'} images of {side}×{side}"
-    found = images.found or drawn
-    if found != drawn:
-        say(f"note: the data has {found}; it is measured as the model draws, {drawn}")
-    return with_channels(images, channels), {"images": drawn, "data_images": found}
-
-
-def fid_during(
-    options: argparse.Namespace, images: Images, device: torch.device
-) -> tuple[Callable[[BaseGenerator], float], dict[str, Any]]:
-    """What `evaluate_every` calls: the FID of `evaluate_samples` samples against at most as many training images.
-
-    And all that it depends on, for options.json.
-    """
-    inception = Inception(options.inception_weights, device)
-    from torch_fidelity import metric_fid  # which there is, then
-
-    real = reference_features(inception, *real_sample(images, options.evaluate_samples))
-    of_real, count = metric_fid.fid_features_to_statistics(real), options.evaluate_samples
-
-    def fid(generator: BaseGenerator) -> float:
-        fake = inception.features(generator.stream(count, seed=options.seed), count, "FID")[FEATURES]
-        both = (metric_fid.fid_features_to_statistics(fake), of_real)
-        return metric_fid.fid_statistics_to_metric(*both, verbose=False)["frechet_inception_distance"]
-
-    facts = {"n_fake": count, "n_real": len(real), "network": NETWORK, "weights": inception.digest, "resize": RESIZE}
-    return fid, facts | {"seed": options.seed, "data_images": images.found}
-
-
-def labelled_samples(
-    generator: BaseGenerator, count: int, seed: int = 0, truncation: float | None = None
-) -> tuple[Tensor, np.ndarray | None]:
-    """Samples uint8 n×H×W×C, classes in turn, and their labels; None if the generator is not conditional."""
-    samples = torch.from_numpy(generator.generate(count, seed=seed, truncation=truncation))
-    return samples.reshape(*samples.shape[:3], -1), generator.labels_for(None, 0, count)
-
-
-def judged(discriminator: Discriminator, pixels: Tensor, asked: np.ndarray | None) -> dict[str, Any]:
-    """What a classifier says of samples uint8 n×H×W×C: the share of each class, how even they are, the asked class.
-
-    `chi2` is that of the classes' counts against equal ones, with classes - 1 degrees of freedom.
-    """
-    classes, channels = (discriminator.architecture[key] for key in ("classes", "channels"))
-    probabilities, found = (
-        discriminator.classify(with_channels(Images(pixels, None, ()), channels).pixels).softmax(1).max(1)
-    )
-    counts, even = torch.bincount(found.cpu(), minlength=len(classes)), len(pixels) / len(classes)
-    result = {
-        "samples": len(pixels),
-        "mean probability of the class named": float(probabilities.mean()),
-        "share of each class": dict(zip(classes, (counts.double() / len(pixels)).tolist(), strict=True)),
-        "chi2": float(((counts - even) ** 2 / even).sum()),
-    }
-    if asked is not None:
-        result["share in the asked class"] = float((found.cpu().numpy() == asked).mean())
-    return result
-
-
 ########################################################################################################################
-#                                                      Commands                                                        #
+#                                                       Commands                                                       #
 ########################################################################################################################
 
 # A preset is a named set of defaults; a flag that is given wins. `cifar10-ls` is the assignment: every default below.
@@ -3358,6 +2839,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 MOST_KERNEL = 15
 COMMANDS = ("train", "generate", "interpolate", "evaluate", "classify")
+EXTRA_COMMANDS = {"interpolate": "explore", "evaluate": "evaluate"}  # and the file in extras/ that has them
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -3573,31 +3055,8 @@ def build_parser(command: str = "train", program: str = "rollnumber_04.py") -> a
         add("--label", metavar="CLASS", help="name or number, if conditional; in turn if left out")
         add("--out", type=some_path, required=True, metavar="PATH", help="x.png (a sheet), x.npz or a new folder")
         return parser
-    if command == "interpolate":
-        add("--rows", type=whole(1, 100), default=8, help="paths, one below the other")
-        add("--steps", type=whole(2, 1000), default=10, help="images on a path, both ends among them")
-        add("--spherical", action="store_true", help="along a great circle, instead of straight")
-        add("--labels", metavar="A,B", help="between two classes of a conditional generator, at fixed z")
-        add("--out", type=some_path, required=True, metavar="PATH", help="x.png (a sheet) or x.gif")
-        return parser
-
-    if command == "evaluate":
-        add("--data", type=some_path, metavar="PATH", help="real images; drawn shapes if left out")
-        add("--split", choices=("train", "test", "all"), default="train", help="of the real images")
-        add("--samples", type=whole(FEWEST, 10**7), default=50_000, metavar="N", help="generated images")
-        add("--reference", type=whole(FEWEST, 10**7), metavar="N", help="real images; all if left out")
-        add("--seed", type=whole(0, 2**31 - 1), default=0, help="of the samples")
-        add("--inception-weights", **WEIGHTS)
-        add("--neighbours", type=some_path, metavar="PNG", help="draw 16 samples, each with its 5 nearest real images")
-        add(
-            "--judge",
-            action=argparse.BooleanOptionalAction,
-            help="train a classifier on the real images and let it name the samples' classes; of a conditional model "
-            "unless told not to",
-        )
-        add("--skip-unreadable", action="store_true", help="leave damaged images out instead of stopping")
-        add("--cache", **CACHE)
-        add("--json", action="store_true", help="print one JSON object and nothing else")
+    if command in EXTRA_COMMANDS:
+        extra(EXTRA_COMMANDS[command]).add_arguments(add)
         return parser
 
     add_main(parser, PRESETS)
@@ -3899,8 +3358,8 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
     if is_new and not is_follower():
         refuse_folder(options.out, options.recipe.folders(options))
     if options.download:
-        fetched = download(options.download, options.data or Path("data")) if not is_follower() else None
-        options.data = shared(fetched)
+        where = options.data or Path("data")
+        options.data = shared(None if is_follower() else extra("formats").download(options.download, where))
     loaded = None if is_follower() else options.recipe.load(options)
     shared(None)  # now the others find the first one's images in the cache
     images, validation, data_fingerprint = loaded or options.recipe.load(options)
@@ -3912,10 +3371,10 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
     options.precision = shared("bf16" if wants_bf16(options.precision, device) else "fp32")
     measures_itself = options.evaluate_every and not options.dry_run and not is_follower()
     # Before make_run sets the random numbers, which this may draw.
-    fid, fid_facts = fid_during(options, images, device) if measures_itself else (None, {})
+    fid, fid_facts = extra("evaluate").fid_during(options, images, device) if measures_itself else (None, {})
     run = make_run(options, channels, device, options.precision == "bf16", classes)
     if options.compile:
-        compile_networks(run)
+        extra("speed").compile_networks(run)
     drawn = [*(options.out / "weights").glob("*.png")] if saved else []
     is_drawn_first = not saved or (not is_new and not drawn and saved["options"].get("seed") == options.seed)
     untrained = deepcopy(run.networks) if is_drawn_first and not is_follower() else {}
@@ -3959,9 +3418,6 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
     with folder, noted_signals() as signals:
         parts, should_stop = None, lambda: agreed(bool(signals))
         try:
-            if is_follower():
-                follow(run, images, options, should_stop)
-                return options.out
             parts = run_legs(run, images, validation, fid, facts, untrained, options, should_stop)
         except Stopped as stop:
             raise UserError(f"stopped at once; {what_is_saved(options)}", 128 + stop.args[0]) from None
@@ -3975,32 +3431,14 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
             del run
             raise UserError(too_little_memory(options, channels, device, bf16, classes))
         if not is_done(run, options):
-            what = f"interrupted at step {run.step:,}, epoch {run.epoch + 1}"
-            raise UserError(f"{what}; {what_is_saved(options)}", 128 + (signals or [signal.SIGTERM])[0])
+            what = f"interrupted at step {run.step:,}, epoch {run.epoch + 1}; {what_is_saved(options)}"
+            raise UserError(what, 128 + (signals or [signal.SIGTERM])[0], common=True)
     spent = ", ".join(f"{part} {clock(seconds)}" for part, seconds in parts.items())
     say(f"done       {run.step:,} steps; this time {clock(time.perf_counter() - start)}: {spent}")
     say(f"           peak memory {peak_memory(device)}")
     for file in options.recipe.models(options):
         say(f"{file:10} {options.out / f'{file}.safetensors'}")
     return options.out
-
-
-def follow(run: Run, images: Images, options: argparse.Namespace, stop: Callable[[], bool]) -> None:
-    """`run_legs` in a process that is not the first: the same steps, and its part of each checkpoint.
-
-    What both ask of the other processes must come in the same order.
-    """
-    if shared(None):
-        save_run(run, options, {}, keep=False)
-    while not is_done(run, options):
-        until = run.step + leg_steps(run, len(images.pixels), options)
-        for _ in train_leg(run, images, until - run.step, options, stop):
-            pass
-        if run.step == until and not options.iterations:
-            run.epoch, run.seen = run.epoch + 1, 0
-        save_run(run, options, {}, keep=False)
-        if run.step < until:
-            break
 
 
 def leg_steps(run: Run, count: int, options: argparse.Namespace) -> int:
@@ -4036,13 +3474,16 @@ def run_legs(
 ) -> dict[str, float]:
     """Train, measure, save and draw, an epoch or `sample_every` iterations at a time, to the end or until `stop`.
 
-    Each time the run is saved before it is drawn: what a picture does cannot cost training. Pictures that a crash left
-    out are drawn when the run goes on, those of the `untrained` networks among them. Returns the seconds of each part.
-    A run that is stopped is saved between two steps. Raises UserError for what is not finite, and OSError.
+    All processes run this loop; rank 0 alone measures, writes and draws. Each time the run is saved before it is drawn:
+    what a picture does cannot cost training. Pictures that a crash left out are drawn when the run goes on, those of
+    the `untrained` networks among them. Returns the seconds of each part. A run that is stopped is saved between two
+    steps. Raises UserError for what is not finite, and OSError.
     """
     out, count, of_step = options.out, len(images.pixels), images_of_step(options)
     seconds = dict.fromkeys(("training", "evaluation", "saving", "pictures"), 0.0)
-    write_whole(out / "options.json", json.dumps(facts, indent=2).encode())
+    leads = not is_follower()
+    if leads:
+        write_whole(out / "options.json", json.dumps(facts, indent=2).encode())
 
     def draw_all(seen: Look, last: bool) -> None:
         lost_pictures.clear()
@@ -4055,12 +3496,12 @@ def run_legs(
             (out / UNDRAWN).unlink(missing_ok=True)
 
     with (
-        closing(RunLog(out, run)) as log,
+        closing(RunLog(out, run)) if leads else nullcontext() as log,
         progress_bar(initial=run.step * of_step, total=run.planned * of_step, unit="img") as bar,
     ):
         if shared(not holds_checkpoint(out)):  # a new run or a branch: from here on there is something to resume from
             save_run(run, options, facts, keep=False)
-        elif run.epochs and is_at_a_row(run) and (out / UNDRAWN).exists():
+        elif leads and run.epochs and is_at_a_row(run) and (out / UNDRAWN).exists():
             draw_all(options.recipe.look(run, images, validation, None, options), is_done(run, options))
         while not is_done(run, options):
             times, begun, steps = [time.perf_counter()], run.step, leg_steps(run, count, options)
@@ -4068,7 +3509,8 @@ def run_legs(
             for row in train_leg(run, images, steps, options, stop):
                 bar.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN if name in row}, refresh=False)
                 bar.update(row["step"] * of_step - bar.n)
-                log.add(row)
+                if leads:
+                    log.add(row)
             times.append(time.perf_counter())
             if run.step < begun + steps:  # it was stopped
                 save_run(run, options, facts, keep=False)
@@ -4076,25 +3518,29 @@ def run_legs(
             if not options.iterations:
                 run.epoch, run.seen = run.epoch + 1, 0
             last, (_, number, _) = is_done(run, options), milestone(run, options.iterations)
-            due = fid if fid and (last or number % options.evaluate_every == 0) else None
-            seen = options.recipe.look(run, images, validation, due, options)
+            seen, best = None, False
+            if leads:
+                due = fid if fid and (last or number % options.evaluate_every == 0) else None
+                seen = options.recipe.look(run, images, validation, due, options)
+                row = epoch_row(run, seen.measured, options)
+                log.add_epoch(row)
+                if row["warning"]:
+                    say(f"warning: {progress(run, options, done=True)}: {row['warning']}")
+                fids = [row["fid"] for row in run.epochs if row.get("fid", "") != ""]
+                best = row.get("fid", "") != "" and row["fid"] == min(fids)
+                (out / UNDRAWN).touch()
             times.append(time.perf_counter())
-            row = epoch_row(run, seen.measured, options)
-            log.add_epoch(row)
-            if row["warning"]:
-                say(f"warning: {progress(run, options, done=True)}: {row['warning']}")
             run.seconds = 0.0
-            fids = [row["fid"] for row in run.epochs if row.get("fid", "") != ""]
-            best = row.get("fid", "") != "" and row["fid"] == min(fids)
-            (out / UNDRAWN).touch()
             save_run(run, options, facts, last or number % options.save_every == 0, best)
             times.append(time.perf_counter())
-            draw_all(seen, last)
+            if leads:
+                draw_all(seen, last)
             times.append(time.perf_counter())
             for part, time_spent in zip(seconds, np.diff(times), strict=True):
                 seconds[part] += time_spent
-            left = (run.planned - run.step) / max(1, run.step - begun) * (times[-1] - times[0])
-            say(f"{progress(run, options, done=True)}  {epoch_line(row, left)}")
+            if leads:
+                left = (run.planned - run.step) / max(1, run.step - begun) * (times[-1] - times[0])
+                say(f"{progress(run, options, done=True)}  {epoch_line(row, left)}")
     return seconds
 
 
@@ -4197,8 +3643,8 @@ def announce(
     kind = f"{colours} images of {height}×{width}{of_classes}"
     times = f"{process_count()} × " if process_count() > 1 else ""
     how = f"{facts['precision']}{', compiled' if options.compile else ''}"
-    if options.cuda_graph and run.rng.device.type == "cuda":
-        reason = why_not_captured(run, images)
+    if run.rng.device.type == "cuda":
+        reason = why_no_graph(run, images, options)
         how += f", no CUDA graph: {reason}" if reason else ", steps as a CUDA graph"
     say(f"device     {times}{facts['device_name']}, {how}, torch {facts['versions']['torch']}")
     flags = [name for name in ("data", "x", "y") if name in facts]
@@ -4210,7 +3656,7 @@ def announce(
         say(f"validation {len(validation.pixels):,}{both} {source}")
     if facts["fid"]:
         counts = f"{facts['fid']['n_fake']:,} samples against {facts['fid']['n_real']:,} training images"
-        say(f"FID        of {counts}, {NETWORK}, weights {facts['fid']['weights']}")
+        say(f"FID        of {counts}, {extra('evaluate').NETWORK}, weights {facts['fid']['weights']}")
     networks, objective, notes = options.recipe.describe(run, options)
     say(f"networks   {networks}")
     steps_of_d = f", {options.d_steps} steps of D to one of G" if options.d_steps > 1 else ""
@@ -4278,202 +3724,6 @@ def generate(options: argparse.Namespace) -> Path:
     of_class = f" of class {classes[class_number(options.label, classes)]}" if options.label is not None else ""
     say(f"{options.count:,} images{of_class} of {options.model}, seed {options.seed}: {out}")
     return out
-
-
-def interpolate(options: argparse.Namespace, generator: BaseGenerator | None = None) -> Path:
-    """The command `interpolate`: a sheet with a path a row, or a GIF that goes there and back. Returns what it wrote.
-
-    Row i goes from noise 2i of the seed to noise 2i + 1, at class i modulo their number if G is conditional; with two
-    `labels` it stays at noise i and goes from one class to the other, y = (1 - α) y1 + α y2.
-    """
-    out, kind, rows = options.out, options.out.suffix.lower(), options.rows
-    if kind not in (".png", ".gif"):
-        raise UserError(f"--out {out}: must end in .png or .gif")
-    if out.is_dir():
-        raise UserError(f"--out {out}: is a folder")
-    check_writable("--out", out.parent)
-    if rows * options.steps > 10_000:
-        raise UserError(f"--steps {options.steps}: {rows} rows of them are more than 10,000 images")
-    names = [name.strip() for name in options.labels.split(",")] if options.labels is not None else []
-    if options.labels is not None and len(names) != 2:
-        raise UserError(f"--labels {options.labels}: takes two classes with a comma between them")
-    if names and options.spherical:
-        raise UserError("--spherical: is a path of z, not of classes")
-    generator = generator or load_network(options.model, "generator", choose_device(options.device), options.recipe)
-    classes, noise = generator.architecture["classes"], partial(generator.noise, truncation=options.truncation)
-    if names and not classes:
-        raise UserError(f"--labels {options.labels}: the generator is not conditional; train one with --conditional")
-    shares = torch.linspace(0, 1, options.steps).tolist()
-    if names:
-        zs = [noise(options.seed, 0, rows)] * options.steps
-        try:
-            labels = [generator.labels_for(name, 0, rows) for name in names]
-        except UserError as error:
-            raise UserError(str(error).replace("--label", "--labels")) from None
-        if labels[0][0] == labels[1][0]:
-            raise UserError(f"--labels {options.labels}: is one class; there is nothing between")
-        first, second = (one_hot(torch.from_numpy(part), len(classes)) for part in labels)
-        ys = [torch.lerp(first, second, share) for share in shares]
-    else:
-        first, second = noise(options.seed, 0, 2 * rows).unflatten(0, (rows, 2)).unbind(1)
-        zs = [(spherical if options.spherical else torch.lerp)(first, second, share) for share in shares]
-        ys = [one_hot(torch.arange(rows) % len(classes), len(classes)) if classes else None] * options.steps
-    columns = [generator.draw(z, y) for z, y in zip(zs, ys, strict=True)]
-    stream = io.BytesIO()
-    if kind == ".png":
-        sheet(np.stack(columns, 1).reshape(-1, *columns[0].shape[1:]), options.steps).save(stream, "PNG")
-    else:
-        frames = [sheet(column).quantize(128) for column in (*columns, *columns[-2:0:-1])]
-        frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:], duration=100, loop=0)
-    save_output("--out", out, stream.getvalue())
-    say(f"{rows} paths of {options.steps} images of {options.model}, seed {options.seed}: {out}")
-    return out
-
-
-def spherical(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """A point on the great circle from each row of `first` to that of `second`, B×dim (Shoemake 1985; White 2016)."""
-    angle = F.cosine_similarity(first, second, dim=1).clamp(-1, 1).acos()[:, None]
-    arc = (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * second) / torch.sin(angle)
-    return torch.where((torch.sin(angle) > 1e-3) & (0 < share < 1), arc, torch.lerp(first, second, share))
-
-
-def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """The command `evaluate`: prints, and returns, what a generator's samples are worth and how it was measured."""
-    with redirect_stdout(sys.stderr if options.json else sys.stdout):
-        result = measure_model(options)
-    print(json.dumps(result) if options.json else evaluation_text(result))
-    return result
-
-
-def measure_model(options: argparse.Namespace) -> dict[str, Any]:
-    """All that `evaluate` finds. What can be refused is refused before the hours that Inception may take."""
-    begun, device, picture = time.perf_counter(), choose_device(options.device), options.neighbours
-    if picture and (picture.suffix.lower() != ".png" or picture.is_dir()):
-        raise UserError(f"--neighbours {picture}: must name a .png file")
-    if picture:
-        check_writable("--neighbours", picture.parent)
-    generator = load_network(options.model, "generator", device, options.recipe)
-    size, channels, asked = (generator.architecture[key] for key in ("image_size", "channels", "classes"))
-    images = load_images(options.data, options.split, size, options.skip_unreadable, options.cache)
-    images, of_images = as_drawn(images, channels, f"--data {options.data}")
-    judge = bool(asked) if options.judge is None else options.judge
-    if judge and (len(images.classes) < 2 or (asked and [*images.classes] != asked)):
-        what = "has no classes to learn" if len(images.classes) < 2 else f"has other classes than {options.model}"
-        raise UserError(f"--judge: the data {what}; --no-judge leaves them out")
-    inception = Inception(options.inception_weights, device)
-    classes = judge_samples(generator, images, device, options) if judge else None
-    pixels, name = real_sample(images, options.reference or len(images.pixels))
-    real = reference_features(inception, pixels, name)
-    samples = generator.stream(options.samples, seed=options.seed, truncation=options.truncation)
-    fake = inception.features(samples, options.samples, "samples")
-    result = {
-        "model": str(options.model),
-        "data": str(options.data or "shapes"),
-        "split": options.split,
-        "n_real": len(real),
-        "n_fake": options.samples,
-        **of_images,
-        "skip_unreadable": options.skip_unreadable,
-        **quality(fake, real, inception, options.seed),
-        "network": NETWORK,
-        "weights": inception.digest,
-        "resize": RESIZE,
-        "seed": options.seed,
-        "truncation": options.truncation,
-        "biased": min(options.samples, len(real)) < BIASED,
-        "device": device_name(device),
-        "torch": str(torch.__version__),
-        "tool": __version__,
-    }
-    if classes:
-        result["classes"] = classes
-    if picture:
-        draw_neighbours(
-            generator.generate(16, seed=options.seed, truncation=options.truncation),
-            fake[FEATURES][:16],
-            images.pixels,
-            pixels,
-            real,
-            picture,
-        )
-    return result | {"seconds": round(time.perf_counter() - begun, 1)}
-
-
-def draw_neighbours(
-    samples: np.ndarray, features: Tensor, images: Tensor, reference: Tensor, real: Tensor, out: Path
-) -> None:
-    """Write the sheet of samples, their nearest `images` by pixels, and of the `reference` by its features `real`."""
-    shape = (len(samples), 5, *samples.shape[1:])
-    by_pixels = nearest(torch.from_numpy(samples), images, 5)
-    by_features = nearest(features, real, 5)
-    near = (
-        part[index.flatten()].numpy().reshape(shape) for part, index in ((images, by_pixels), (reference, by_features))
-    )
-    stream = io.BytesIO()
-    neighbours_sheet(samples, *near).save(stream, "PNG")
-    save_output("--neighbours", out, stream.getvalue())
-
-
-JUDGE_EPOCHS = 6
-
-
-def judge_samples(
-    generator: BaseGenerator, images: Images, device: torch.device, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Train a multi-task run's head on the real images, and let it name the classes of `samples`, 10,000 at most."""
-    words = (
-        f"--multitask --loss bce --width-d 64 --epochs {JUDGE_EPOCHS} --seed 0 --image-size {images.pixels.shape[1]}"
-    )
-    training = parse_options(words.split())
-    for name in ("data", "split", "skip_unreadable", "cache"):
-        setattr(training, name, getattr(options, name))
-    training.validation_split = None if options.split == "train" else 0.1
-    try:
-        images, held = load_validation(training, images)
-    except UserError as error:
-        reason = str(error).removesuffix("; give --validation-split 0.1")
-        raise UserError(f"--judge: {reason}; --no-judge leaves the classifier out") from None
-    training.batch_size = min(training.batch_size, len(images.pixels))
-    channels = images.pixels.shape[3]
-    run = make_run(training, channels, device, False, images.classes)  # float32: the same again, not the faster of two
-    images, steps = on_device(images, device), len(images.pixels) // training.batch_size
-    with progress_bar(total=JUDGE_EPOCHS * steps, desc="classifier", unit="step", leave=False) as bar:
-        while run.epoch < JUDGE_EPOCHS:
-            for row in train_leg(run, images, steps, training):
-                bar.update(row["step"] - bar.n)
-            run.epoch, run.seen = run.epoch + 1, 0
-    _, accuracy, _ = validate(run.averages["discriminator"], held)
-    count = min(options.samples, 10_000)
-    samples = labelled_samples(generator, count, options.seed, options.truncation)
-    said = judged(run.averages["discriminator"], *samples)
-    return {"classifier_accuracy": accuracy, "classifier_validated_on": len(held.labels), **said}
-
-
-def evaluation_text(result: dict[str, Any]) -> str:
-    """What `evaluate` has found, for people."""
-    lines = [f"FID               {result['fid']:.4f}"]
-    lines += [f"KID               {result['kid']:.6f} ± {result['kid_std']:.6f}"]
-    if "inception_score" in result:
-        lines += [f"Inception score   {result['inception_score']:.3f} ± {result['inception_score_std']:.3f}"]
-    lines += [f"precision         {result['precision']:.4f}", f"recall            {result['recall']:.4f}"]
-    if classes := result.get("classes"):
-        if "share in the asked class" in classes:
-            lines += [f"in asked class    {classes['share in the asked class']:.2%} of {classes['samples']:,}"]
-        lines += [f"even classes      chi² {classes['chi2']:.1f}, {len(classes['share of each class']) - 1} d. f."]
-        lines += [f"  {name:15} {share:.2%}" for name, share in classes["share of each class"].items()]
-        accuracy, held = classes["classifier_accuracy"], classes["classifier_validated_on"]
-        lines += [f"classifier        {accuracy:.2%} right on {held:,} images that it was not trained on"]
-    truncated = f", truncation {result['truncation']:g}" if result["truncation"] is not None else ""
-    lines += [f"of                {result['n_fake']:,} samples, seed {result['seed']}{truncated}, of {result['model']}"]
-    lines += [f"against           {result['n_real']:,} images of {result['data']}, split {result['split']}"]
-    turned = f", from {result['data_images']}" if result["data_images"] != result["images"] else ""
-    lines += [f"images            {result['images']}{turned}"]
-    lines += [f"KID's subsets     {result['kid_subset_size']:,} images each"]
-    lines += [f"network           {result['network']}, weights {result['weights']}, {result['resize']}"]
-    lines += [f"time              {clock(result['seconds'])} on {result['device']}, torch {result['torch']}"]
-    if result["biased"]:
-        lines += ["note: FID, precision and recall of so few images are biased: compare with the same numbers only"]
-    return "\n".join(lines)
 
 
 def classify(options: argparse.Namespace) -> None:
@@ -4558,6 +3808,27 @@ def clock(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def say(line: str) -> None:
+    """Print a line above any progress bar; a run goes on when nobody reads it any more, as after `| head`."""
+    if is_follower():
+        return
+    try:
+        tqdm.write(line)
+        sys.stdout.flush()
+    except OSError:
+        mute()
+
+
+def progress_bar(**settings: Any) -> tqdm:
+    """A bar on standard error, where that is a terminal."""
+    return tqdm(**settings, disable=is_follower() or None)
+
+
+def mute() -> None:
+    """Send standard output nowhere from now on, with what Python still holds of it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def complain(program: str, sentence: str, status: int, common: bool = False) -> int:
     """Say what is wrong in one line, whatever the names in it hold; returns the exit status."""
     if is_follower() and (common or (status == 2 and not is_joined())):  # the first process finds it, too
@@ -4619,11 +3890,32 @@ def main(
     if argv[:1] == ["train"]:
         argv = argv[1:]
     if others is None:
-        calls = {"generate": generate, "interpolate": interpolate, "evaluate": evaluate, "classify": classify}
+        calls = {"generate": generate, "classify": classify}
+        calls |= {name: partial(call_extra, name) for name in EXTRA_COMMANDS}
         others = {name: partial(call_with_options, name, call, recipe) for name, call in calls.items()}
     command = others.get(argv[0]) if argv else None
     call = partial(command, argv[1:]) if command else lambda: train(parse_options(argv, recipe))
     return call_command(call, program_name(recipe))
+
+
+def call_extra(name: str, options: argparse.Namespace) -> Any:
+    """Call a command that a file in extras/ has under its name."""
+    return getattr(extra(EXTRA_COMMANDS[name]), name)(options)
+
+
+def extra(name: str, is_needed: bool = True) -> Any:
+    """A module of extras/, the folder beside this file; where it is missing a UserError, or None if it `is_needed` not.
+
+    Libraries that it needs and that are missing are a UserError, too.
+    """
+    try:
+        return importlib.import_module(f"extras.{name}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("extras", f"extras.{name}"):
+            raise UserError(f"extras/{name}.py: needs {error.name} (pip install {error.name})") from None
+        if is_needed:
+            raise UserError(f"extras/{name}.py: is missing; it lies beside the script where that comes from") from None
+        return None
 
 
 def call_with_options(name: str, call: Callable[[argparse.Namespace], Any], recipe: Recipe, argv: Sequence[str]) -> Any:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 import rollnumber_04 as gan
+from extras import evaluate as evaluation
+from extras import speed
 from labs import biggan
 
 
@@ -32,7 +34,7 @@ def steps_per_second(words: list[str], warm_up: int, timed: int) -> float:
     run, images = gan.make_run(options, channels, device, bf16, classes), gan.on_device(images, device)
     run.planned = warm_up + timed
     if options.compile:
-        gan.compile_networks(run)
+        speed.compile_networks(run)
     for steps in (warm_up, timed):
         begun = time.perf_counter()
         for _ in gan.train_leg(run, images, steps, options):  # each row of the log waits for the device
@@ -58,7 +60,7 @@ def measure(options: argparse.Namespace, others: list[str]) -> dict[str, Any]:
     asked = [str(out / "generator.safetensors"), "--data", str(options.data), "--device", options.device, "--no-judge"]
     asked += ["--samples", str(options.samples)]
     asked += ["--inception-weights", str(options.inception_weights)] if options.inception_weights else []
-    found = gan.measure_model(parser.parse_args(asked))
+    found = evaluation.measure_model(parser.parse_args(asked))
     return {
         "command": shlex.join(["python", "-m", "labs.biggan", *words]),
         "iterations": iterations,

@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageFilter
 
 import rollnumber_04 as gan
+from extras import evaluate as evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = [ROOT / "saved_models" / f"cifar10-{name}.safetensors" for name in ("ls", "multitask")]
@@ -37,9 +38,9 @@ def blurred(pixels: np.ndarray, radius: float) -> Iterator[np.ndarray]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, each with its numbers of images and its seconds."""
     device = gan.choose_device(options.device)
-    inception = gan.Inception(options.inception_weights, device)
+    inception = evaluation.Inception(options.inception_weights, device)
     results: dict[str, Any] = {
-        "network": f"{gan.NETWORK}, weights {inception.digest}, {gan.RESIZE}, float32",
+        "network": f"{evaluation.NETWORK}, weights {inception.digest}, {evaluation.RESIZE}, float32",
         "device": gan.device_name(device),
         "torch": str(torch.__version__),
         "date": time.strftime("%Y-%m-%d"),
@@ -47,27 +48,27 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
     def record(what: str, features: dict[str, torch.Tensor], reference: torch.Tensor, of: str, begun: float) -> None:
-        count = len(features[gan.FEATURES])
-        found = gan.quality(features, reference, inception)
+        count = len(features[evaluation.FEATURES])
+        found = evaluation.quality(features, reference, inception)
         facts = {"what": what, "n": count, "against": of, "n_reference": len(reference), **found}
         results["figures"].append(facts | {"seconds": round(time.perf_counter() - begun, 1)})
         print(f"{what:45} {count:7,} against {len(reference):7,} {of:15} FID {found['fid']:8.3f}", file=sys.stderr)
 
     begun = time.perf_counter()
     images = {split: gan.load_images(options.data, split) for split in ("train", "test")}
-    chosen = {split: gan.real_sample(part, options.images or len(part.pixels)) for split, part in images.items()}
-    real = {split: gan.reference_features(inception, *sample) for split, sample in chosen.items()}
-    record("test images", {gan.FEATURES: real["test"]}, real["train"], "training images", begun)
+    chosen = {split: evaluation.real_sample(part, options.images or len(part.pixels)) for split, part in images.items()}
+    real = {split: evaluation.reference_features(inception, *sample) for split, sample in chosen.items()}
+    record("test images", {evaluation.FEATURES: real["test"]}, real["train"], "training images", begun)
     begun = time.perf_counter()
-    some, name = gan.real_sample(images["train"], len(real["test"]))
-    sharp = gan.reference_features(inception, some, name)
-    record("training images", {gan.FEATURES: sharp}, real["test"], "test images", begun)
+    some, name = evaluation.real_sample(images["train"], len(real["test"]))
+    sharp = evaluation.reference_features(inception, some, name)
+    record("training images", {evaluation.FEATURES: sharp}, real["test"], "test images", begun)
     for radius in options.radii:
         begun, features = time.perf_counter(), sharp.clone()
         half = some[::2].numpy()
-        features[::2] = inception.features(blurred(half, radius), len(half), "blurred")[gan.FEATURES]
+        features[::2] = inception.features(blurred(half, radius), len(half), "blurred")[evaluation.FEATURES]
         what = f"training images, half of them blurred by {radius:g}"
-        record(what, {gan.FEATURES: features}, real["test"], "test images", begun)
+        record(what, {evaluation.FEATURES: features}, real["test"], "test images", begun)
     for path in options.models:
         begun, generator = time.perf_counter(), gan.load_generator(path, device)
         count = min(options.images or options.samples, options.samples)

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import rollnumber_04 as gan
+from extras import speed
 
 
 class Pictures(Dataset):
@@ -97,7 +98,7 @@ def own_loop(
     """A function that does so many steps of this tool's loop."""
     run = gan.make_run(options, images.pixels.shape[3], device, bf16)
     if options.compile:
-        gan.compile_networks(run)
+        speed.compile_networks(run)
     images = gan.on_device(images, device)
 
     def steps(count: int) -> None:
@@ -198,7 +199,7 @@ def compare(batch: int, options: argparse.Namespace, images: gan.Images, device:
     rates: dict[str, list[float]] = {name: [] for name in loops}
     steps = max(2, options.images // batch)
     for steps_of in loops.values():
-        steps_of(max(gan.GRAPH_AFTER + 3, steps // 4))  # warm-up, capture: workers, allocations, kernels chosen
+        steps_of(max(speed.GRAPH_AFTER + 3, steps // 4))  # warm-up, capture: workers, allocations, kernels chosen
     for _ in range(options.rounds):
         for name, steps_of in loops.items():
             rates[name].append(steps * batch / timed(steps_of, steps, device))

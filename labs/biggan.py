@@ -42,6 +42,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rollnumber_04 as gan
+from extras import evaluate as evaluation
+from extras import explore
 from rollnumber_04 import UserError, say
 
 ########################################################################################################################
@@ -553,7 +555,7 @@ def interpolate(argv: Sequence[str]) -> Path:
     )
     script.model = options.model or options.pretrained
     try:
-        return gan.interpolate(script, opened(options))
+        return explore.interpolate(script, opened(options))
     except UserError as error:
         said = str(error).replace("--labels", "--classes").replace("--steps", "--alphas")
         raise type(error)(said, error.status) from None
@@ -694,14 +696,14 @@ def paths(argv: Sequence[str]) -> dict[str, Any]:
     else:
         pairs = pairs_by_distance(distances)
         pairs = pairs if options.all_pairs else [*dict.fromkeys([*pairs[:2], *pairs[-2:]])]
-    inception = gan.Inception(options.inception_weights, gan.choose_device(options.device))
+    inception = evaluation.Inception(options.inception_weights, gan.choose_device(options.device))
     found = []
     for number, pair in enumerate(pairs, 1):
         title = "-".join(names[i] for i in pair)
         images = path_images(generator, pair, options.alphas, options.samples, options.seed, options.truncation)
         flat = images.reshape(-1, *images.shape[2:])
         pieces = np.array_split(flat, math.ceil(len(flat) / gan.GENERATE_BATCH))
-        features = inception.features(iter(pieces), len(flat), title)[gan.FEATURES]
+        features = inception.features(iter(pieces), len(flat), title)[evaluation.FEATURES]
         found.append({"pair": title, "cosine distance": float(distances[tuple(pair)])})
         found[-1] |= smoothness(features.unflatten(0, images.shape[:2]))
         found[-1]["pixel detour"] = smoothness(torch.from_numpy(images).flatten(2).float())["detour"]
@@ -777,15 +779,16 @@ def truncation(argv: Sequence[str]) -> dict[str, Any]:
     generator = opened(options)
     size, channels = generator.architecture["image_size"], generator.architecture["channels"]
     images = gan.load_images(options.data, "train", size, options.skip_unreadable)
-    images, of_images = gan.as_drawn(images, channels, f"--data {options.data}")
-    inception = gan.Inception(options.inception_weights, gan.choose_device(options.device))
-    real = gan.reference_features(inception, *gan.real_sample(images, options.reference or len(images.pixels)))
+    images, of_images = evaluation.as_drawn(images, channels, f"--data {options.data}")
+    inception = evaluation.Inception(options.inception_weights, gan.choose_device(options.device))
+    sample = evaluation.real_sample(images, options.reference or len(images.pixels))
+    real = evaluation.reference_features(inception, *sample)
     found = []
     for value in (*sorted({*options.truncations}), None):
         stream = generator.stream(options.samples, seed=options.seed, truncation=value)
         fake = inception.features(stream, options.samples, f"truncation {value}")
         found.append({"truncation": value, "n_fake": options.samples, "n_real": len(real), "seed": options.seed})
-        found[-1] |= gan.quality(fake, real, inception, options.seed)
+        found[-1] |= evaluation.quality(fake, real, inception, options.seed)
         row = found[-1]
         numbers = f"FID {row['fid']:8.3f}  precision {row['precision']:.3f}  recall {row['recall']:.3f}"
         say(f"truncation {value or 'none':>5}  {numbers}")
@@ -793,7 +796,7 @@ def truncation(argv: Sequence[str]) -> dict[str, Any]:
     gan.save_output("--out", options.out, truncation_plot(found, options.samples, len(real)))
     against = f"{len(real):,} training images of {options.data or 'shapes'}"
     say(f"{options.samples:,} samples each, seed {options.seed}, against {against}")
-    say(f"{gan.NETWORK}, weights {inception.digest}, {gan.RESIZE}: {options.out}")
+    say(f"{evaluation.NETWORK}, weights {inception.digest}, {evaluation.RESIZE}: {options.out}")
     return {"model": str(options.model), "against": against, "weights": inception.digest, **of_images, "figures": found}
 
 
@@ -825,7 +828,8 @@ def truncation_plot(found: list[dict[str, Any]], samples: int, reference: int) -
 
 
 COMMANDS = {
-    **{name: partial(gan.call_with_options, name, getattr(gan, name), RECIPE) for name in ("generate", "evaluate")},
+    "generate": partial(gan.call_with_options, "generate", gan.generate, RECIPE),
+    "evaluate": partial(gan.call_with_options, "evaluate", evaluation.evaluate, RECIPE),
     "interpolate": interpolate,
     "embeddings": embeddings,
     "paths": paths,

@@ -38,6 +38,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import rollnumber_04 as gan
+from extras import evaluate as evaluation
 from rollnumber_04 import UserError, say
 
 ########################################################################################################################
@@ -645,7 +646,7 @@ def measure_pairs(options: argparse.Namespace) -> dict[str, Any]:
     except UserError as error:
         raise UserError(re.sub("; --skip-unreadable.*", "", str(error))) from None
     given, true = (gan.with_channels(part, 3).pixels for part in (given, true))
-    inception = gan.Inception(options.inception_weights, device)
+    inception = evaluation.Inception(options.inception_weights, device)
     pieces = given.split(max(1, gan.GENERATE_BATCH * 32**2 // size**2))
     translated = torch.from_numpy(np.concatenate([translator.translate(piece) for piece in pieces]))
     of_true = seen_by(inception, true, "counterparts")
@@ -660,7 +661,7 @@ def measure_pairs(options: argparse.Namespace) -> dict[str, Any]:
             own, count = matrix.diagonal(), len(names)
             others = (matrix.sum() - own.sum()) / (count * count - count)
             result[f"{name}, {kind}"] = {OWN: float(own.mean()), OTHERS: float(others)}
-    return result | {"network": gan.NETWORK, "weights": inception.digest, "device": gan.device_name(device)}
+    return result | {"network": evaluation.NETWORK, "weights": inception.digest, "device": gan.device_name(device)}
 
 
 def paired_files(flag: str, path: Path, held_out: float) -> dict[str, Path]:
@@ -677,10 +678,10 @@ def paired_files(flag: str, path: Path, held_out: float) -> dict[str, Path]:
     return {file.stem: file for file in items}
 
 
-def seen_by(inception: gan.Inception, pixels: Tensor, what: str) -> Tensor:
+def seen_by(inception: evaluation.Inception, pixels: Tensor, what: str) -> Tensor:
     """Inception's features, float32 n×2048, of uint8 images n×H×W×3."""
     pieces = (piece.numpy() for piece in pixels.split(gan.GENERATE_BATCH))
-    return inception.features(pieces, len(pixels), what)[gan.FEATURES]
+    return inception.features(pieces, len(pixels), what)[evaluation.FEATURES]
 
 
 def measured_text(result: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import rollnumber_04 as gan
+from extras import evaluate as evaluation
 from report import GAP, SEED, SPECTRA
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -294,7 +295,8 @@ def mean(rows: list[dict[str, float]], name: str) -> float:
 def judge(out: Path, recipe: gan.Recipe, classifier: Path, count: int) -> dict[str, Any]:
     """What a classifier says of samples of seed 0 of a run."""
     generator = gan.load_network(out / "generator.safetensors", "generator", recipe=recipe)
-    return gan.judged(gan.load_network(classifier, "discriminator"), *gan.labelled_samples(generator, count))
+    samples = evaluation.labelled_samples(generator, count)
+    return evaluation.judged(gan.load_network(classifier, "discriminator"), *samples)
 
 
 def typed(command: str, inception: str = "", **places: Path) -> list[str]:
@@ -358,7 +360,7 @@ def keep_spectra(outs: dict[str, Path], data: Path, count: int, results: Path) -
         generator.load_state_dict(gan.load_checkpoint(out / "checkpoints" / "last.pt")["networks"]["generator"])
         found[run_name] = {"average": averaged, "last weights": spectrum(generator.generate(count))}
     images = gan.load_images(data, image_size=generator.architecture["image_size"])
-    of_images = spectrum(gan.real_sample(images, count)[0].numpy())
+    of_images = spectrum(evaluation.real_sample(images, count)[0].numpy())
     np.savetxt(results / "spectrum-of-images.csv", of_images, "%.5g", ",")
     for run_name, spectra in found.items():
         for weights, power in spectra.items():

@@ -13,6 +13,7 @@ from conftest import Trap, assert_same, pictures, save_all, whole_and_resumed
 from PIL import Image
 
 import rollnumber_04 as gan
+from extras import evaluate as evaluation
 from labs import biggan
 
 CPU = torch.device("cpu")
@@ -325,7 +326,9 @@ def test_paths_are_measured(model, tmp_path, weights, early, capsys):
     assert biggan.main([*words, str(tmp_path / "one"), "--pairs", "dog,ant", "ant, dog", "3,0"]) == 0
     generator = gan.load_network(model, "generator", recipe=biggan.RECIPE)
     images = biggan.path_images(generator, (3, 0), 3, 2, 0, None)
-    features = gan.Inception(weights / "random.pth", CPU).features(iter(images), 6, "")["64"].unflatten(0, (3, 2))
+    features = (
+        evaluation.Inception(weights / "random.pth", CPU).features(iter(images), 6, "")["64"].unflatten(0, (3, 2))
+    )
     with open(tmp_path / "one" / "paths.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert float(row["ppl"]) == pytest.approx(

@@ -16,6 +16,7 @@ from conftest import TOY, pictures, save_all
 from PIL import Image
 
 import rollnumber_04 as gan
+from extras import formats
 
 LABELS = np.arange(20) % 2
 
@@ -158,7 +159,7 @@ def test_download_uses_what_torchvision_finds(tmp_path):
     for split, count in (("train", 12), ("t10k", 4)):
         write_idx(tmp_path / f"MNIST/raw/{split}-images-idx3-ubyte", pictures(count, 28)[..., 0])
         write_idx(tmp_path / f"MNIST/raw/{split}-labels-idx1-ubyte", np.arange(count).astype(np.uint8))
-    assert len(gan.load_images(gan.download("mnist", tmp_path)).pixels) == 12
+    assert len(gan.load_images(formats.download("mnist", tmp_path)).pixels) == 12
 
 
 EMNIST_TRAIN = "emnist-{}-train-images-idx3-ubyte"
@@ -283,14 +284,14 @@ def test_downloads_of_emnist_and_svhn(tmp_path, monkeypatch):
     images = pictures(8, 28)[..., 0]
     for name in ("balanced", "digits"):
         write_emnist(raw, name, images, np.arange(2, 10, dtype=np.uint8))
-    loaded = gan.load_images(gan.download("emnist", tmp_path))
+    loaded = gan.load_images(formats.download("emnist", tmp_path))
     assert (loaded.pixels[..., 0].numpy() == images).all()
     assert loaded.classes == tuple("23456789")
     parts = {split: ["", f"{split}_32x32.mat", None] for split in ("train", "test")}  # no sums of bytes to be met
     monkeypatch.setattr(datasets.SVHN, "split_list", parts)
     for split, count in (("train", 8), ("test", 4)):
         write_svhn(tmp_path / "SVHN" / f"{split}_32x32.mat", pictures(count, 32), np.arange(1, count + 1))
-    assert [len(gan.load_images(gan.download("svhn", tmp_path), part).pixels) for part in parts] == [8, 4]
+    assert [len(gan.load_images(formats.download("svhn", tmp_path), part).pixels) for part in parts] == [8, 4]
 
 
 # ---------------------------------------------------------------------------------------- training and test images

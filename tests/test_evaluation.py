@@ -14,6 +14,7 @@ from conftest import TOY, Trap, pictures, save_all
 from PIL import Image
 
 import rollnumber_04 as gan
+from extras import evaluate as evaluation
 
 CPU = torch.device("cpu")
 NAMES = ("ant", "bee", "cat")
@@ -40,7 +41,7 @@ def test_the_values_are_those_of_the_library(weights, early, model, tmp_path, ca
     import torch_fidelity
 
     clock = itertools.count(100, 7.26)  # looked at when it begins and when it ends
-    monkeypatch.setattr(gan, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(evaluation, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
     images = pictures(60, seed=1)
     data = save_all(images, tmp_path / "data")
     words = [
@@ -90,7 +91,7 @@ def test_the_values_are_those_of_the_library(weights, early, model, tmp_path, ca
     assert found["kid_subset_size"] == 25
     assert (found["n_real"], found["n_fake"], found["split"], found["seed"]) == (60, 50, "train", 3)
     assert found["biased"]
-    assert found["network"] == gan.NETWORK
+    assert found["network"] == evaluation.NETWORK
     assert len(found["weights"]) == 16
     assert found["seconds"] == 7.3
 
@@ -108,13 +109,13 @@ def test_without_logits_there_is_no_inception_score(weights, early, model, tmp_p
 
 def test_the_cache_holds_the_real_features_and_knows_what_of(weights, early, model, tmp_path, capsys, monkeypatch):
     data, other = save_all(pictures(30), tmp_path / "data"), save_all(pictures(30, seed=1), tmp_path / "other")
-    original, computed = gan.Inception.features, []
+    original, computed = evaluation.Inception.features, []
 
     def counted(self, pieces, count, what):
         computed.append(what)
         return original(self, pieces, count, what)
 
-    monkeypatch.setattr(gan.Inception, "features", counted)
+    monkeypatch.setattr(evaluation.Inception, "features", counted)
 
     def run(*words, pth="random.pth", folder=data):
         computed.clear()
@@ -212,12 +213,12 @@ def test_the_benchmark_of_quality(weights, early, model, tmp_path, monkeypatch):
     assert 0 < spread[4, 3] < spread[4, 4] < 128
     # The half that is not blurred has the features that it had: FIDs are those of the images put together by hand.
     images = {split: gan.load_images(tmp_path / "data", split) for split in ("train", "test")}
-    inception = gan.Inception(weights / "random.pth", torch.device("cpu"))
-    pixels = gan.real_sample(images["train"], 24)[0].numpy()
+    inception = evaluation.Inception(weights / "random.pth", torch.device("cpu"))
+    pixels = evaluation.real_sample(images["train"], 24)[0].numpy()
     by_hand = pixels.copy()
     by_hand[::2] = np.concatenate([*quality.blurred(pixels[::2], 0.5)])
-    of_test = gan.reference_features(inception, *gan.real_sample(images["test"], 24))
-    found = gan.quality(inception.features(iter([by_hand]), 24, ""), of_test, inception)
+    of_test = evaluation.reference_features(inception, *evaluation.real_sample(images["test"], 24))
+    found = evaluation.quality(inception.features(iter([by_hand]), 24, ""), of_test, inception)
     assert figures[3]["fid"] == pytest.approx(found["fid"], rel=1e-3)
 
 
@@ -225,11 +226,12 @@ def test_what_a_classifier_says_of_samples():
     discriminator = gan.Discriminator(8, 3, 4, classes=NAMES)
     answers = torch.tensor([0, 1, 1, 2, 1, 1, 1, 1])
     discriminator.classify = lambda pixels: torch.nn.functional.one_hot(answers, 3) * 50.0
-    said = gan.judged(discriminator, torch.zeros(8, 8, 8, 1, dtype=torch.uint8), np.array([0, 1, 2, 2, 0, 1, 2, 0]))
+    black, asked = torch.zeros(8, 8, 8, 1, dtype=torch.uint8), np.array([0, 1, 2, 2, 0, 1, 2, 0])
+    said = evaluation.judged(discriminator, black, asked)
     assert said["share of each class"] == {"ant": 1 / 8, "bee": 6 / 8, "cat": 1 / 8}
     assert said["share in the asked class"] == 4 / 8
     assert said["chi2"] == pytest.approx(2 * (1 - 8 / 3) ** 2 / (8 / 3) + (6 - 8 / 3) ** 2 / (8 / 3))
-    assert "share in the asked class" not in gan.judged(discriminator, torch.zeros(8, 8, 8, 3, dtype=torch.uint8), None)
+    assert "share in the asked class" not in evaluation.judged(discriminator, black.expand(-1, -1, -1, 3), None)
 
 
 def test_evaluate_trains_a_classifier_for_a_conditional_model(weights, early, tmp_path, capsys, monkeypatch):
@@ -246,7 +248,7 @@ def test_evaluate_trains_a_classifier_for_a_conditional_model(weights, early, tm
         return np.repeat((y @ level.float()).numpy().astype(np.uint8), 192).reshape(-1, 8, 8, 3)
 
     monkeypatch.setattr(gan, "load_network", lambda *args: generator)
-    monkeypatch.setattr(gan, "JUDGE_EPOCHS", 12)
+    monkeypatch.setattr(evaluation, "JUDGE_EPOCHS", 12)
     generator.draw = draw
     words = ["model", "--data", tmp_path / "data", "--samples", 30, "--inception-weights", weights / "no-logits.pth"]
     result = json.loads(evaluate(*words, "--json", capsys=capsys))
@@ -256,7 +258,7 @@ def test_evaluate_trains_a_classifier_for_a_conditional_model(weights, early, tm
     assert found["share in the asked class"] == pytest.approx(2 / 3)
     assert found["share of each class"] == pytest.approx({"ant": 1 / 3, "bee": 2 / 3, "cat": 0})
     assert found["chi2"] == pytest.approx(20)  # 10, 20, 0 against 10 each
-    assert "in asked class    66.67% of 30" in gan.evaluation_text(result)
+    assert "in asked class    66.67% of 30" in evaluation.evaluation_text(result)
     assert "in asked class" not in evaluate(*words, "--no-judge", capsys=capsys)
 
 
@@ -264,8 +266,9 @@ def test_evaluate_trains_a_classifier_for_a_conditional_model(weights, early, tm
 def scripted(monkeypatch):
     """FIDs that are told in advance, measured by nobody."""
     values = iter([50.0, 30.0, 40.0, 20.0, 25.0])
-    facts = {"n_fake": 20, "n_real": 16, "weights": "of nobody"}
-    monkeypatch.setattr(gan, "fid_during", lambda options, images, device: (lambda generator: next(values), facts))
+    facts = {"n_fake": 20, "n_real": 16, "network": "none", "weights": "of nobody"}
+    told = (lambda generator: next(values)), facts
+    monkeypatch.setattr(evaluation, "fid_during", lambda options, images, device: told)
 
 
 def rows(path):
@@ -355,11 +358,11 @@ def test_a_run_measures_itself(weights, early, tmp_path):
     words += ["--evaluate-samples", "16", "--inception-weights", str(weights / "random.pth")]
     out = gan.train(gan.parse_options([*words, "--out", str(tmp_path / "run")]))
     values = [float(row["fid"]) for row in rows(out / "epochs.csv")]
-    inception = gan.Inception(weights / "random.pth", CPU)
-    real = gan.reference_features(inception, *gan.real_sample(gan.load_images(data), 16))
+    inception = evaluation.Inception(weights / "random.pth", CPU)
+    real = evaluation.reference_features(inception, *evaluation.real_sample(gan.load_images(data), 16))
     generator = gan.load_generator(out / "generator.safetensors")
     fake = inception.features(generator.stream(16, seed=1), 16, "")
-    assert values[-1] == pytest.approx(gan.quality(fake, real, inception)["fid"], rel=1e-6)
+    assert values[-1] == pytest.approx(evaluation.quality(fake, real, inception)["fid"], rel=1e-6)
 
 
 def test_what_evaluate_refuses(weights, early, model, tmp_path, fails, monkeypatch):

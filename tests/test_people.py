@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TOY, Trap, command, pictures, save_all
+from conftest import ROOT, TOY, Trap, command, graph_if_asked, pictures, save_all
 from PIL import Image
 
 import rollnumber_04 as gan
+from extras import evaluate as evaluation
+from extras import speed
 from labs import cyclegan
 
 ########################################################################################################################
@@ -24,7 +26,7 @@ from labs import cyclegan
 
 def test_measuring_keeps_no_batch_of_results(weights):
     """Small tensors that stay between large ones hold the heap open: half a megabyte an image, they were."""
-    inception = gan.Inception(weights / "random.pth", torch.device("cpu"))
+    inception = evaluation.Inception(weights / "random.pth", torch.device("cpu"))
     inception.batch, network, kept = 2, inception.network, []
 
     def watched(images):
@@ -38,7 +40,7 @@ def test_measuring_keeps_no_batch_of_results(weights):
     found = inception.features(iter(np.split(images, 2)), 6, "")
     inception.network = network
     expected = [*network(torch.from_numpy(images[4:]).permute(0, 3, 1, 2))]
-    for layer, values in zip((gan.FEATURES, gan.LOGITS), expected, strict=True):
+    for layer, values in zip((evaluation.FEATURES, evaluation.LOGITS), expected, strict=True):
         assert len(found[layer]) == 6
         torch.testing.assert_close(found[layer][4:], values)
 
@@ -185,11 +187,11 @@ def test_a_graph_that_cannot_be_captured_costs_nothing(tmp_path, class_folders, 
         torch.rand(3)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(gan, "why_not_captured", lambda run, images: "")
-    monkeypatch.setattr(gan, "capture", broken)
+    monkeypatch.setattr(gan, "why_no_graph", graph_if_asked)
+    monkeypatch.setattr(speed, "capture", broken)
     assert gan.main([*words, "--out", str(tmp_path / "captured")]) == 0
     told = capsys.readouterr().out
-    assert attempts == [gan.GRAPH_AFTER]  # once, after as many steps with a full pool
+    assert attempts == [speed.GRAPH_AFTER]  # once, after as many steps with a full pool
     assert told.count("no CUDA graph can be made here: operation not permitted") == 1
     plain, captured = ((tmp_path / name / "log.csv").read_text().splitlines() for name in ("plain", "captured"))
     assert [row.rsplit(",", 1)[0] for row in captured] == [row.rsplit(",", 1)[0] for row in plain]

@@ -26,6 +26,7 @@ from conftest import TOY, pictures, save_all
 from PIL import Image
 
 import rollnumber_04 as gan
+from extras import evaluate as evaluation
 from report import GAP, figures
 from report import __main__ as report
 
@@ -87,7 +88,7 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
     saved = gan.load_checkpoint(tmp_path / "RUNS/toy/with/checkpoints/last.pt")
     generator.load_state_dict(saved["networks"]["generator"])
     shown = {"with-spectrum": averaged, "with-spectrum-of-last-weights": generator.generate(20)}
-    shown["spectrum-of-images"] = gan.real_sample(gan.load_images(tmp_path / "data"), 20)[0].numpy()
+    shown["spectrum-of-images"] = evaluation.real_sample(gan.load_images(tmp_path / "data"), 20)[0].numpy()
     corners = {}
     for what, images in shown.items():
         power, images = np.loadtxt(results / f"{what}.csv", delimiter=","), images / 127.5 - 1

@@ -5,9 +5,10 @@ import types
 
 import pytest
 import torch
-from conftest import TOY, pictures, save_all
+from conftest import TOY, graph_if_asked, pictures, save_all
 
 import rollnumber_04 as gan
+from extras import speed
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -123,7 +124,7 @@ def trained(device, *words, steps=12, bf16=False):
     run = gan.make_run(options, 3, device, bf16, images.classes if options.multitask or options.conditional else ())
     run.planned = 20
     if options.compile:
-        gan.compile_networks(run)
+        speed.compile_networks(run)
     rows = []
     while run.step < steps:
         rows += gan.train_leg(run, images, min(5, steps - run.step), options)
@@ -156,10 +157,10 @@ def test_captured_steps_are_fed_and_counted_as_plain_ones(monkeypatch):
 
         return replay
 
-    monkeypatch.setattr(gan, "capture", stand_in)
-    monkeypatch.setattr(gan, "why_not_captured", lambda *arguments: "")
+    monkeypatch.setattr(speed, "capture", stand_in)
+    monkeypatch.setattr(gan, "why_no_graph", graph_if_asked)
     captured, same_rows = trained(CPU, "--replay", "40", "--instance-noise", "0.2")
-    assert calls == [*range(4 + gan.GRAPH_AFTER, 12)]  # the fifth batch of 8 fills the pool
+    assert calls == [*range(4 + speed.GRAPH_AFTER, 12)]  # the fifth batch of 8 fills the pool
     assert_same(plain, captured)
     without_speed = [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
     assert without_speed == [{k: v for k, v in row.items() if k != "images_per_s"} for row in same_rows]
@@ -171,15 +172,15 @@ def test_captured_steps_are_fed_and_counted_as_plain_ones(monkeypatch):
 def test_why_steps_are_not_captured(monkeypatch):
     run, _ = trained(CPU, steps=1)
     images = gan.Images(torch.from_numpy(pictures(60)), None, ())
-    assert "no CUDA GPU" in gan.why_not_captured(run, images)
+    assert "no CUDA GPU" in gan.why_no_graph(run, images, gan.parse_options())
     run.rng = types.SimpleNamespace(device=torch.device("cuda"))
-    assert "host memory" in gan.why_not_captured(run, images)
+    assert "host memory" in speed.why_not_captured(run, images)
     monkeypatch.setattr(gan, "process_count", lambda: 2)
     resident = types.SimpleNamespace(pixels=types.SimpleNamespace(device=torch.device("cuda")), other=None)
     images = types.SimpleNamespace(**vars(resident) | {"other": images})
-    assert "host memory" in gan.why_not_captured(run, images)
+    assert "host memory" in speed.why_not_captured(run, images)
     images = resident
-    assert "several processes" in gan.why_not_captured(run, images)
+    assert "several processes" in speed.why_not_captured(run, images)
 
 
 @pytest.mark.gpu
@@ -224,7 +225,7 @@ def test_compiled_networks_train_as_plain_ones():
     plain, _ = trained(CPU, "--multitask", steps=3)
     make = gan.make_run
     try:
-        gan.make_run = lambda *arguments: gan.compile_networks(run := make(*arguments)) or run
+        gan.make_run = lambda *arguments: speed.compile_networks(run := make(*arguments)) or run
         compiled, _ = trained(CPU, "--multitask", steps=3)
     finally:
         gan.make_run = make
@@ -239,7 +240,7 @@ def test_a_compiler_that_is_missing_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", fail)
     with pytest.raises(gan.UserError, match=r"--compile: torch.compile does not work here"):
-        gan.compile_networks(run)
+        speed.compile_networks(run)
 
 
 def test_compile_does_not_go_with_a_penalty(fails):
