@@ -85,14 +85,29 @@ __version__ = "0.1.0"
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: `main` prints it as one sentence and exits with `status`.
+    """A mistake that the user can mend: `main` prints it as one sentence, "about: message", and exits with `status`.
 
-    One that is `common` is met by all processes at once, and said by the first.
+    It is `about` a file, or a flag with its value; a file's flag is put before it by `named`. One that is `common` is
+    met by all processes at once, and told by the first.
     """
 
-    def __init__(self, message: str, status: int = 2, common: bool = False):
+    def __init__(self, message: str, about: object = "", status: int = 2, common: bool = False):
         super().__init__(message)
-        self.status, self.common = status, common
+        self.about, self.status, self.common = str(about), status, common
+
+    def __str__(self) -> str:
+        return f"{self.about}: {self.args[0]}" if self.about else str(self.args[0])
+
+
+@contextmanager
+def named(flag: str) -> Iterator[None]:
+    """Say of a UserError raised inside which flag it is about, unless it does so itself."""
+    try:
+        yield
+    except UserError as error:
+        if not error.about.startswith("--"):
+            error.about = f"{flag} {error.about}".strip()
+        raise
 
 
 class Stopped(KeyboardInterrupt):
@@ -190,8 +205,8 @@ def class_number(label: int | str, classes: Sequence[str]) -> int:
         return found[0]
     if found:
         meant = " or ".join(f"{known[i]} (number {i})" for i in found)
-        raise UserError(f"--label {label}: may be {meant}; give another name or number of the one that is meant")
-    raise UserError(f"--label {label}: is not among the classes {', '.join(classes)}"[:300])
+        raise UserError(f"may be {meant}; give another name or number of the one that is meant", label)
+    raise UserError(f"is not among the classes {', '.join(classes)}"[:300], label)
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
@@ -228,11 +243,12 @@ class BaseGenerator(nn.Module):
         classes = self.architecture["classes"]
         if not classes:
             if label is not None:
-                raise UserError(f"--label {label}: the generator is not conditional; train one with --conditional")
+                raise UserError("the generator is not conditional; train one with --conditional", f"--label {label}")
             return None
         if label is None:
             return np.arange(start, start + count) % len(classes)
-        return np.full(count, class_number(label, classes))
+        with named("--label"):
+            return np.full(count, class_number(label, classes))
 
     def stream(
         self, n: int, label: int | str | None = None, seed: int = 0, truncation: float | None = None
@@ -247,7 +263,7 @@ class BaseGenerator(nn.Module):
         """`latents` for this generator. Raises UserError if its noise is not one that can be truncated."""
         dim, latent = self.architecture["latent_dim"], self.architecture["latent"]
         if truncation is not None and latent != "normal":
-            raise UserError(f"--truncation {truncation}: the generator's noise is {latent}, not normal")
+            raise UserError(f"the generator's noise is {latent}, not normal", f"--truncation {truncation}")
         return latents(seed, start, count, dim, latent, truncation)
 
     @torch.no_grad()
@@ -641,10 +657,10 @@ def joined_processes(name: str) -> Iterator[torch.device]:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if together and name == "cuda" and torch.cuda.is_available():
         if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
-            raise UserError(f"--device {name}: {torch.cuda.device_count()} GPUs are too few for as many processes")
+            raise UserError(f"{torch.cuda.device_count()} GPUs are too few for as many processes", f"--device {name}")
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     elif together and name not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: processes together take a GPU of NVIDIA's each (cuda), or the cpu")
+        raise UserError("processes together take a GPU of NVIDIA's each (cuda), or the cpu", f"--device {name}")
     device = choose_device(name)
     if not together:
         yield device
@@ -652,7 +668,7 @@ def joined_processes(name: str) -> Iterator[torch.device]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if backend == "nccl" and not torch.distributed.is_nccl_available():
         raise UserError(
-            f"--device {name}: this build of torch lacks NCCL, which GPUs together need; it is not on Windows"
+            "this build of torch lacks NCCL, which GPUs together need; it is not on Windows", f"--device {name}"
         )
     torch.distributed.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while FID is measured
     yield device
@@ -1062,7 +1078,7 @@ def choose_device(name: str) -> torch.device:
             if device.type == "cuda":
                 torch.cuda.set_device(device)  # on which graphs are captured
             return device
-    raise UserError(f"--device {name}: not available on this machine")
+    raise UserError("not available on this machine", f"--device {name}")
 
 
 def wants_bf16(precision: str, device: torch.device) -> bool:
@@ -1076,14 +1092,6 @@ def wants_bf16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def blank_images(count: int, options: argparse.Namespace, channels: int, device: torch.device) -> tuple[Images, Tensor]:
-    """Images of noise, and the index of an iteration's batches of them, to try how fast or how large it can be."""
-    pixels = torch.randint(256, (count, options.image_size, options.image_size, channels), dtype=torch.uint8)
-    images = Images(pixels, torch.zeros(count, dtype=torch.int64), ())
-    images = on_device(replace(images, other=images), device)
-    return images, torch.arange(count, device=images.pixels.device).expand(options.d_steps, count)
 
 
 def gan_step(run: Run, images: Images, index: Tensor, options: argparse.Namespace) -> Tensor:
@@ -1163,7 +1171,7 @@ def train_leg(
         if row_is_due:
             average_sums(run)
         if (row_is_due or at_once) and not run.totals.isfinite().all():  # the wait
-            raise UserError(diverged(run), 1, common=True)
+            raise UserError(diverged(run), status=1, common=True)
         if row_is_due:
             seconds = time.perf_counter() - began
             run.seconds += seconds
@@ -1324,17 +1332,18 @@ def find_source(path: Path, split: str) -> Source:
     try:
         return find_images(path, split)
     except FileNotFoundError:
-        raise UserError(f"--data {path}: there is no such file or folder") from None
+        raise UserError("there is no such file or folder", path) from None
     except OSError as error:
-        raise UserError(f"--data {error.filename or path}: {error.strerror}") from None
+        raise UserError(f"{error.strerror}", error.filename or path) from None
 
 
 def decode_source(
-    source: Source, image_size: int | None = None, skip_unreadable: bool = False, cache: bool = False
+    source: Source, image_size: int | None = None, skip_unreadable: bool | None = None, cache: bool = False
 ) -> Images:
     """Decode a set at a size, or at the images' own; one channel if all are grey. Raises UserError.
 
-    Says what was left out, and what of the images is not as one expects.
+    Says what was left out, and what of the images is not as one expects. `skip_unreadable` is None where a command has
+    no such option.
     """
     if source.left_out:
         say(f"note: {source.where}: left out {counted(source.left_out)}")
@@ -1353,12 +1362,15 @@ def decode_source(
         pixels, unreadable = decode(source.items, size)
     if unreadable:
         if not skip_unreadable:
+            first, what = next(iter(unreadable.items()))
             others = f" (and {len(unreadable) - 1:,} more)" if len(unreadable) > 1 else ""
-            raise UserError(f"{next(iter(unreadable.values()))}{others}; --skip-unreadable leaves such images out")
-        say("\n  ".join([f"skipped {len(unreadable):,} unreadable images:", *map(printable, unreadable.values())]))
+            advice = "; --skip-unreadable leaves such images out" if skip_unreadable is False else ""
+            raise UserError(f"{what}{others}{advice}", source.items[first])
+        lines = (printable(f"{source.items[i]}: {what}") for i, what in unreadable.items())
+        say("\n  ".join([f"skipped {len(unreadable):,} unreadable images:", *lines]))
         keep = np.setdiff1d(np.arange(len(pixels)), list(unreadable))
         if not len(keep):
-            raise UserError("--data: none of its images can be read")
+            raise UserError("none of its images can be read", source.where)
         pixels = pixels[keep]
         if labels is not None:  # a class may have lost all its images
             occurring, labels = np.unique(labels[keep], return_inverse=True)
@@ -1464,7 +1476,7 @@ def checked_size(size: int) -> int:
     """The size itself, or a UserError that names the nearest sizes that the networks can make."""
     if size not in SIZES:
         near = " and ".join(map(str, sorted(sorted(SIZES, key=lambda other: abs(other - size))[:2])))
-        raise UserError(f"--image-size {size}: must be 4, 5, 6 or 7 times 2, 4, 8, 16 …; {near} are near")
+        raise UserError(f"must be 4, 5, 6 or 7 times 2, 4, 8, 16 …; {near} are near", f"--image-size {size}")
     return size
 
 
@@ -1477,13 +1489,13 @@ def find_images(path: Path, split: str) -> Source:
         path.stat()  # raises if there is nothing
         if source := extra("formats").find_arrays(path, split):
             return source
-        raise UserError(f"--data {path}: neither a folder nor a file of images that is known here")
+        raise UserError("neither a folder nor a file of images that is known here", path)
     folders = subfolders(path)
     if splits := split_folders(folders):
         if "train" not in splits:
-            raise UserError(f"--data {path}: has no train/ beside its test/")
+            raise UserError("has no train/ beside its test/", path)
         if split not in splits:
-            raise NoTestSplit(f"--data {path}: has no test/ beside its train/")
+            raise NoTestSplit("has no test/ beside its train/", path)
         return find_split(splits["train"], splits[split])
     if divided := [folder for folder in folders if split_folders(subfolders(folder))]:
         return only(divided if len(folders) == 1 else folders, path, split)
@@ -1498,20 +1510,20 @@ def find_images(path: Path, split: str) -> Source:
         if containers := [folder for folder in folders if formats and formats.array_files(folder)]:
             return only(containers, path, split)
         if left_out:
-            raise UserError(f"--data {path}: nothing in it is an image that is known here: {counted(left_out)}")
+            raise UserError(f"nothing in it is an image that is known here: {counted(left_out)}", path)
         what = "there is no image in this folder" if os.listdir(path) else "this folder is empty"
-        raise UserError(f"--data {path}: {what}")
+        raise UserError(f"{what}", path)
     if split == "test":
-        raise NoTestSplit(f"--data {path}: is not divided into train/ and test/")
+        raise NoTestSplit("is not divided into train/ and test/", path)
     if not any(members.values()):
         return Source(images, where=str(path), left_out=left_out)
     if images:
-        raise UserError(f"--data {path}: images such as {images[0].name} lie beside its class folders")
+        raise UserError(f"images such as {images[0].name} lie beside its class folders", path)
     if empty := [folder for folder, files in members.items() if not files]:
         inside: Counter[str] = Counter()
         image_files(empty[0], inside, below=True)
         what = f"holds no image that is known here: {counted(inside)}" if inside else "has no image"
-        raise UserError(f"--data {empty[0]}: this class folder {what}")
+        raise UserError(f"this class folder {what}", empty[0])
     names = {folder: class_name(folder.name) for folder in members}
     classes = sorted({*names.values()})
     items = [file for files in members.values() for file in files]
@@ -1535,7 +1547,7 @@ def split_folders(folders: Sequence[Path]) -> dict[str, Path]:
 def only(folders: Sequence[Path], parent: Path, split: str) -> Source:
     """The images of the only data set in a folder."""
     if len(folders) > 1:
-        raise UserError(f"--data {parent}: holds several data sets; name one of them, such as {folders[0]}")
+        raise UserError(f"holds several data sets; name one of them, such as {folders[0]}", parent)
     return find_images(folders[0], split)
 
 
@@ -1549,7 +1561,7 @@ def find_split(train: Path, folder: Path) -> Source:
     try:
         return renumbered(source, known)
     except KeyError as stray:
-        raise UserError(f"--data {folder}: class {stray.args[0]} is not in {train}") from None
+        raise UserError(f"class {stray.args[0]} is not in {train}", folder) from None
 
 
 def within_split(folder: Path) -> Path:
@@ -1661,7 +1673,7 @@ def decode(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, d
     try:
         pixels = np.zeros((len(items), size, size, 3), np.uint8)
     except MemoryError:
-        raise UserError(f"--data: {len(items):,} images of {size}×{size} do not fit into memory") from None
+        raise UserError(f"{len(items):,} images of {size}×{size} do not fit into memory") from None
     unreadable = {}
     step = max(1, min(DECODE_CHUNK, DECODE_CHUNK * 1024 // size**2))
     chunks = [items[i : i + step] for i in range(0, len(items), step)]
@@ -1689,7 +1701,7 @@ def decode_chunk(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndar
         try:
             pixels[i] = to_rgb(open_image(item), size)
         except Exception as error:  # a decoder may fail in any way on a damaged file; the caller names them all
-            failed[i] = f"{item}: {complaint(error)}"
+            failed[i] = complaint(error)
     return pixels, failed
 
 
@@ -1807,12 +1819,12 @@ def load_validation(options: argparse.Namespace, images: Images) -> tuple[Images
     """
     held = None
     if options.validation_split is None and options.split != "all":
-        with suppress(NoTestSplit):
+        with suppress(NoTestSplit), named("--data"):
             test = load_images(options.data, "test", options.image_size, options.skip_unreadable, options.cache)
             if test.labels is None:
-                raise UserError(f"--data {options.data}: its test images have no labels; give --validation-split 0.1")
+                raise UserError("its test images have no labels; give --validation-split 0.1", options.data)
             if stray := set(test.classes) - set(images.classes):
-                raise UserError(f"--data {options.data}: class {min(stray)} of its test images has no training image")
+                raise UserError(f"class {min(stray)} of its test images has no training image", options.data)
             to_training = torch.tensor([images.classes.index(name) for name in test.classes])
             held = replace(with_channels(test, images.pixels.shape[3]), labels=to_training[test.labels])
     if held is None:
@@ -1820,7 +1832,7 @@ def load_validation(options: argparse.Namespace, images: Images) -> tuple[Images
         images, held = hold_out(images, share)
         if not len(held.labels):
             raise UserError(
-                f"--validation-split {share}: leaves none of the {len(images.labels)} images for validation"
+                f"leaves none of the {len(images.labels)} images for validation", f"--validation-split {share}"
             )
     counts = torch.bincount(held.labels, minlength=len(images.classes))
     if missing := [name for name, count in zip(images.classes, counts.tolist(), strict=True) if not count]:
@@ -2388,7 +2400,7 @@ def save_output(flag: str, path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
     except OSError as error:
-        raise UserError(f"{flag} {path}: {error.strerror or error}") from None
+        raise UserError(error.strerror or str(error), f"{flag} {path}") from None
 
 
 def refuse_folder(out: Path | None, data: Sequence[Path | None]) -> None:
@@ -2401,12 +2413,14 @@ def refuse_folder(out: Path | None, data: Sequence[Path | None]) -> None:
     elif os.path.isdir(out) and os.listdir(out):
         begun = os.path.isfile(out / ".lock") and not holds_checkpoint(out)  # by a run that was killed before it saved
         if not begun:
-            raise UserError(f"--out {out}: already holds a run or other files; name a new folder, or --resume to go on")
+            raise UserError(
+                "already holds a run or other files; name a new folder, or --resume to go on", f"--out {out}"
+            )
     check_writable("--out", out)
     for folder in data:
         if folder and os.path.isdir(folder) and out.resolve().is_relative_to(folder.resolve()):
             raise UserError(
-                f"--out {out}: lies inside the data, {folder}, whose images it would join; name another folder"
+                f"lies inside the data, {folder}, whose images it would join; name another folder", f"--out {out}"
             )
 
 
@@ -2421,7 +2435,7 @@ def make_named_folder(name: str) -> Path:
                 path.mkdir()
                 break
     except OSError as error:
-        raise UserError(f"--out {error.filename}: {error.strerror}") from None
+        raise UserError(f"{error.strerror}", f"--out {error.filename}") from None
     return path
 
 
@@ -2432,7 +2446,7 @@ def check_writable(flag: str, path: Path) -> None:
         with tempfile.TemporaryFile(dir=above):  # the permissions alone do not tell
             pass
     except OSError:
-        raise UserError(f"{flag} {path}: {above} is not a folder that can be written to") from None
+        raise UserError(f"{above} is not a folder that can be written to", f"{flag} {path}") from None
 
 
 def holds_checkpoint(out: Path) -> bool:
@@ -2448,12 +2462,14 @@ def open_run_folder(out: Path, is_new: bool) -> Iterator[None]:
             (out / part).mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock").acquire(timeout=0)
     except Timeout:
-        raise UserError(f"--out {out}: another run is writing to it; wait for its end or name another folder") from None
+        raise UserError(
+            "another run is writing to it; wait for its end or name another folder", f"--out {out}"
+        ) from None
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}: {error.filename}") from None
+        raise UserError(f"{error.strerror}: {error.filename}", f"--out {out}") from None
     with lock:
         if is_new and holds_checkpoint(out):
-            raise UserError(f"--out {out}: another run has just taken it; name another folder")
+            raise UserError("another run has just taken it; name another folder", f"--out {out}")
         yield
 
 
@@ -2498,7 +2514,7 @@ def save_run(run: Run, options: argparse.Namespace, facts: dict[str, Any], keep:
         return
     state = snapshot(run)
     if wrong := difference(state, state, "state"):
-        raise UserError(f"{wrong} at step {run.step:,}, epoch {run.epoch + 1}; {ADVICE}", 1)
+        raise UserError(f"{wrong} at step {run.step:,}, epoch {run.epoch + 1}; {ADVICE}", status=1)
     architecture = {name: network.architecture for name, network in run.networks.items()}
     stream = io.BytesIO()
     torch.save(
@@ -2543,20 +2559,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 raise ValueError(f"its part {damaged} is damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise UserError(f"{path}: not a checkpoint of this program: it holds more than tensors and numbers") from None
+        raise UserError("not a checkpoint of this program: it holds more than tensors and numbers", path) from None
     except Exception as error:  # a damaged archive may fail in any of its parts, with any exception
-        raise UserError(f"{path}: not a whole checkpoint ({complaint(error)})"[:300]) from None
+        raise UserError(f"not a whole checkpoint ({complaint(error)})"[:300], path) from None
     kinds = {"format": str, **dict.fromkeys(PARTS, dict), **COUNTERS}
     if missing := [name for name in kinds if not isinstance(saved, dict) or name not in saved]:
-        raise UserError(f"{path}: not a checkpoint of this program: it lacks {', '.join(missing)}")
+        raise UserError(f"not a checkpoint of this program: it lacks {', '.join(missing)}", path)
     if saved["format"] != CHECKPOINT_FORMAT:
-        raise UserError(f"{path}: not a checkpoint of this version of the program, {CHECKPOINT_FORMAT!r}")
+        raise UserError(f"not a checkpoint of this version of the program, {CHECKPOINT_FORMAT!r}", path)
     for name, kind in kinds.items():
         if type(saved[name]) is not kind or (name in COUNTERS and not 0 <= saved[name] < 2**62):
-            raise UserError(f"{path}: not a whole checkpoint: its {name} is wrong")
+            raise UserError(f"not a whole checkpoint: its {name} is wrong", path)
     others = saved.setdefault("others", [])  # the other processes' own states
     if not isinstance(others, list) or not all(is_own_state(other) for other in others):
-        raise UserError(f"{path}: not a whole checkpoint: its others is wrong")
+        raise UserError("not a whole checkpoint: its others is wrong", path)
     return saved
 
 
@@ -2585,7 +2601,7 @@ def check_checkpoint(saved: dict[str, Any], path: Path, options: argparse.Namesp
     recipe = options.recipe
     of = {name: checked_architecture(path, name, saved["architecture"].get(name), recipe) for name in recipe.kinds}
     if any(architecture.get("image_size", options.image_size) != options.image_size for architecture in of.values()):
-        raise UserError(f"{path}: its networks are not for --image-size {options.image_size}")
+        raise UserError(f"its networks are not for --image-size {options.image_size}", path)
     channels = max(architecture["channels"] for architecture in of.values())
     # A conditional G and D have the same classes; with a head only D has any.
     classes = max((architecture.get("classes", []) for architecture in of.values()), key=len)
@@ -2595,7 +2611,7 @@ def check_checkpoint(saved: dict[str, Any], path: Path, options: argparse.Namesp
         states = {name: network.state_dict() for name, network in networks.items()}
         sums = torch.zeros(len(recipe.measures(options)))
     if wrong := next((name for name, network in networks.items() if network.architecture != of[name]), ""):
-        raise UserError(f"{path}: its {wrong} is not that of its options")
+        raise UserError(f"its {wrong} is not that of its options", path)
     shape = (channels, options.image_size, options.image_size)
     pools = {name: ReplayPool(size, shape, torch.device("meta")) for name, size in recipe.pools(options).items()}
     expected = {
@@ -2608,7 +2624,7 @@ def check_checkpoint(saved: dict[str, Any], path: Path, options: argparse.Namesp
     for name, (members, _) in recipe.trained(options).items():
         wrong = wrong or optimizer_difference(saved["optimizers"].get(name), parameters_of(networks, members), options)
     if wrong:
-        raise UserError(f"{path}: {wrong}")
+        raise UserError(f"{wrong}", path)
 
 
 def optimizer_difference(found: Any, weights: Sequence[nn.Parameter], options: argparse.Namespace) -> str:
@@ -2634,12 +2650,10 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
     for name, network in run.networks.items():
         was, now = checked_architecture(options.resume, name, saved["architecture"][name], recipe), network.architecture
         if was.get("classes") != now.get("classes"):
-            raise UserError(
-                f"{options.resume}: its classes are not those of the data, {', '.join(now['classes'])}"[:300]
-            )
+            raise UserError(f"its classes are not those of the data, {', '.join(now['classes'])}"[:300], options.resume)
         if was.get("channels") != now["channels"]:
             found = f"its images have {was.get('channels')} channels, those of the data {now['channels']}"
-            raise UserError(f"{options.resume}: {found}")
+            raise UserError(f"{found}", options.resume)
     for name, network in run.networks.items():
         network.load_state_dict(saved["networks"][name])
     for name, network in run.averages.items():
@@ -2656,15 +2670,16 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
     for name, columns in (("log", run.log_columns), ("epochs", run.epoch_columns)):
         rows = saved["history"].get(name)
         if not is_table(rows, columns, run.step):
-            raise UserError(f"{options.resume}: its history is not that of a run with these options")
+            raise UserError("its history is not that of a run with these options", options.resume)
         setattr(run, name, rows)
     measured, before = any(row.get("fid", "") != "" for row in run.epochs), saved["options"].get("evaluate_samples")
     if measured and options.evaluate_every and options.evaluate_samples != before:
-        wrong = f"--evaluate-samples {options.evaluate_samples}: the FIDs of {options.resume} are of {before} samples"
-        raise UserError(f"{wrong}; those of other numbers cannot be compared")
+        wrong = f"the FIDs of {options.resume} are of {before} samples"
+        about = f"--evaluate-samples {options.evaluate_samples}"
+        raise UserError(f"{wrong}; those of other numbers cannot be compared", about)
     before = run.epochs[-1]["step"] if run.epochs else 0
     if run.step - before > run.waiting and not any(row["step"] > before for row in run.log):
-        raise UserError(f"{options.resume}: its history lacks the steps since step {before:,}")
+        raise UserError(f"its history lacks the steps since step {before:,}", options.resume)
     restore_own(run, saved, options)
 
 
@@ -2684,7 +2699,7 @@ def restore_own(run: Run, saved: dict[str, Any], options: argparse.Namespace) ->
             pool.labels.copy_(kept["labels"].clamp(0, max(0, classes - 1)))
             pool.filled = min(max(0, kept["filled"]), len(pool.images))
     if wrong:
-        raise UserError(f"{options.resume}: {wrong}")
+        raise UserError(f"{wrong}", options.resume)
     if not own or own["rng"].get("device") != run.rng.device.type:
         run.rng.manual_seed(options.seed + 1 + run.step + RANK_STRIDE * rank)
         if own:
@@ -2698,7 +2713,7 @@ def restore_own(run: Run, saved: dict[str, Any], options: argparse.Namespace) ->
     except RuntimeError as error:  # of the right size, and yet no state
         wrong = f"its rng is wrong ({error})"
     if wrong:
-        raise UserError(f"{options.resume}: {wrong}")
+        raise UserError(f"{wrong}", options.resume)
 
 
 def is_table(rows: Any, columns: Sequence[str], last: int) -> bool:
@@ -2744,10 +2759,10 @@ def checked_architecture(path: str | Path, name: str, architecture: Any, recipe:
     kind = inspect.signature(recipe.kinds[name]).parameters
     defaults = {key: [] if key == "classes" else parameter.default for key, parameter in kind.items()}
     if not isinstance(architecture, dict) or not {"channels"} <= architecture.keys() <= defaults.keys():
-        raise UserError(f"{path}: does not say what {name} of this program its weights are of; labs have their own")
+        raise UserError(f"does not say what {name} of this program its weights are of; labs have their own", path)
     architecture = defaults | architecture  # older files do not know the later ones
     if not all(recipe.limits[key](value) for key, value in architecture.items()):
-        raise UserError(f"{path}: its {name} is not one that is made here: {str(architecture)[:200]}")
+        raise UserError(f"its {name} is not one that is made here: {str(architecture)[:200]}", path)
     if "classes" in architecture:
         architecture["classes"] = [*map(class_name, architecture["classes"])]
     return architecture
@@ -2770,7 +2785,7 @@ def load_network(
     """
     recipe = recipe or GAN
     if not os.path.isfile(path):
-        raise UserError(f"{path}: there is no such model")
+        raise UserError("there is no such model", path)
     if zipfile.is_zipfile(path):
         saved = load_checkpoint(Path(path))
         architecture = saved["architecture"].get(name)
@@ -2780,20 +2795,20 @@ def load_network(
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != MODEL_FORMAT:
-                    raise UserError(f"{path}: not a model of this program: its metadata lack format {MODEL_FORMAT!r}")
+                    raise UserError(f"not a model of this program: its metadata lack format {MODEL_FORMAT!r}", path)
                 architectures = json.loads(metadata["architecture"])
                 if not isinstance(architectures, dict) or name not in architectures:
-                    raise UserError(f"{path}: holds no {name}: it is no model of this program, or another command's")
+                    raise UserError(f"holds no {name}: it is no model of this program, or another command's", path)
                 architecture, prefix = architectures[name], f"{name}."
                 keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 (not a dict)
                 weights = {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
         except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError):
-            raise UserError(f"{path}: neither a .safetensors model nor a checkpoint, or damaged") from None
+            raise UserError("neither a .safetensors model nor a checkpoint, or damaged", path) from None
     kind, architecture = recipe.kinds[name], checked_architecture(path, name, architecture, recipe)
     with torch.device("meta"):
         expected = kind(**architecture).state_dict()
     if wrong := difference(weights, expected, name):
-        raise UserError(f"{path}: {wrong}: it is no model of {program_name(recipe)}, or damaged")
+        raise UserError(f"{wrong}: it is no model of {program_name(recipe)}, or damaged", path)
     drawn = {"init": "torch"} if "init" in architecture else {}  # an orthogonal one takes long, and is overwritten
     network = kind(**architecture | drawn)
     network.architecture = architecture
@@ -2807,7 +2822,7 @@ FEWEST = 16  # images of which anything is measured
 def check_enough(images: Images, flag: str) -> None:
     """Raise UserError if there are too few real images for an FID that says anything."""
     if len(images.pixels) < FEWEST:
-        raise UserError(f"{flag}: the data has {len(images.pixels)} images; FID needs {FEWEST}, and says little of few")
+        raise UserError(f"the data has {len(images.pixels)} images; FID needs {FEWEST}, and says little of few", flag)
 
 
 ########################################################################################################################
@@ -3110,7 +3125,7 @@ def parse_options(argv: Sequence[str] = (), recipe: Recipe | None = None) -> arg
     parser.set_defaults(recipe=recipe, **recipe.constants)
     given = parser.parse_args(argv)
     if given.epochs and given.iterations:
-        raise UserError("--iterations: does not go with --epochs; give one of them")
+        raise UserError("does not go with --epochs; give one of them", "--iterations")
     preset = recipe.presets[given.preset] if given.resume is None else {}  # a checkpoint has all options
     parser.set_defaults(**{"epochs": 50, "saved": None} | preset)
     if given.resume is None:
@@ -3120,7 +3135,7 @@ def parse_options(argv: Sequence[str] = (), recipe: Recipe | None = None) -> arg
         options = resumed_options(parser, given, argv)
     for flag, every in (("--save-every", options.save_every), ("--evaluate-every", options.evaluate_every)):
         if options.iterations and every % options.sample_every:
-            raise UserError(f"{flag} {every}: must be a multiple of --sample-every {options.sample_every}")
+            raise UserError(f"must be a multiple of --sample-every {options.sample_every}", f"{flag} {every}")
     recipe.check(options, parser)
     if options.seed is None:
         options.seed = secrets.randbelow(2**31)
@@ -3151,15 +3166,15 @@ def check_together(options: argparse.Namespace, parser: argparse.ArgumentParser)
     }
     for name, other in needs.items():
         if getattr(options, other) in (False, 0, "none") and getattr(options, name) != parser.get_default(name):
-            raise UserError(f"--{name.replace('_', '-')}: needs --{other.replace('_', '-')}")
+            raise UserError(f"needs --{other.replace('_', '-')}", f"--{name.replace('_', '-')}")
     if options.multitask and options.conditional:
-        raise UserError("--multitask: not with --conditional: D is told the classes that its head is to tell")
+        raise UserError("not with --conditional: D is told the classes that its head is to tell", "--multitask")
     if options.compile and options.penalty != "none":
-        raise UserError("--compile: not with --penalty: torch.compile does not take the gradient of a gradient")
+        raise UserError("not with --penalty: torch.compile does not take the gradient of a gradient", "--compile")
     if options.label_smoothing and options.loss not in SMOOTHABLE:
-        raise UserError(f"--label-smoothing: --loss {options.loss} has no target for real images; ls and bce have")
+        raise UserError(f"--loss {options.loss} has no target for real images; ls and bce have", "--label-smoothing")
     if options.replay and options.replay < options.batch_size:
-        raise UserError(f"--replay {options.replay}: must hold at least a batch, --batch-size {options.batch_size}")
+        raise UserError(f"must hold at least a batch, --batch-size {options.batch_size}", f"--replay {options.replay}")
 
 
 def resumed_options(
@@ -3168,12 +3183,10 @@ def resumed_options(
     """A checkpoint's options under those that are given, with its path as `resume` and its contents as `saved`."""
     for flag in ("dry_run", "download", "preset"):
         if getattr(given, flag) != parser.get_default(flag):
-            raise UserError(f"--{flag.replace('_', '-')}: does not go with --resume")
+            raise UserError("does not go with --resume", f"--{flag.replace('_', '-')}")
     path, saved = find_checkpoint(given)
     if saved["architecture"].keys() != given.recipe.kinds.keys():
-        raise UserError(
-            f"{path}: holds {', '.join(map(str, saved['architecture']))}: it is no run of this program"[:300]
-        )
+        raise UserError(f"holds {', '.join(map(str, saved['architecture']))}: it is no run of this program"[:300], path)
     for name, architecture in saved["architecture"].items():
         checked_architecture(path, name, architecture, given.recipe)
     described = {name: value for name, value in saved["options"].items() if name in plain(given)}
@@ -3181,7 +3194,7 @@ def resumed_options(
     try:
         before = parser.parse_args(words)
     except UserError as error:
-        raise UserError(f"{path}: its options are wrong: {error}"[:300]) from None
+        raise UserError(f"its options are wrong: {error}"[:300], path) from None
     check_checkpoint(saved, path, before)
     options = parser.parse_args([*words, *argv])  # what is given last wins
     count_in(options, given, bool(before.iterations))
@@ -3189,7 +3202,7 @@ def resumed_options(
         options.evaluate_samples, options.inception_weights = given.evaluate_samples, given.inception_weights
     options.resume, options.saved = path, saved
     if options.out is None and path.parent.name != "checkpoints":
-        raise UserError(f"--resume {path}: lies in no run's folder; name one with --out")
+        raise UserError("lies in no run's folder; name one with --out", f"--resume {path}")
     options.out = options.out or path.parent.parent
     for name, new in plain(options).items():
         flag, old = "--" + name.replace("_", "-"), plain(before)[name]
@@ -3197,10 +3210,12 @@ def resumed_options(
             typed, before_it = (
                 " ".join(command_line({name: value})).replace("=", " ") or f"no {flag}" for value in (new, old)
             )
-            raise UserError(f"{typed}: the checkpoint {path} {options.recipe.fixed[name]} {before_it}")
+            raise UserError(f"the checkpoint {path} {options.recipe.fixed[name]} {before_it}", typed)
         columns = options.recipe.measures
         if new != old and name in ("loss", "penalty") and columns(options) != columns(before):
-            raise UserError(f"{flag} {new}: the log of {path}, with {flag} {old}, has other columns; begin a new run")
+            raise UserError(
+                f"the log of {path}, with {flag} {old}, has other columns; begin a new run", f"{flag} {new}"
+            )
         if new != old:
             say(f"note: {flag} {old} in the checkpoint, {new} now")
     return options
@@ -3212,11 +3227,11 @@ def find_checkpoint(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     That is last.pt, unless it is damaged: then the newest of those with numbers, with a note. Raises UserError.
     """
     if options.resume is True and options.out is None:
-        raise UserError("--resume: name the run's folder with --out, or give a checkpoint's path")
+        raise UserError("name the run's folder with --out, or give a checkpoint's path", "--resume")
     path = options.out if options.resume is True else options.resume
     if not os.path.isdir(path):  # unlike Path's, these take names of any length
         if not os.path.isfile(path):
-            raise UserError(f"--resume: there is no checkpoint {path}")
+            raise UserError(f"there is no checkpoint {path}", "--resume")
         return path, load_checkpoint(path)
     first = path / "checkpoints" / "last.pt"
     others = sorted(
@@ -3230,7 +3245,7 @@ def find_checkpoint(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
             if i + 1 == len(candidates):
                 raise
             say(f"note: {error}; trying {candidates[i + 1].name}")
-    raise UserError(f"--resume: there is no checkpoint {first}")
+    raise UserError(f"there is no checkpoint {first}", "--resume")
 
 
 def command_line(saved: dict[str, Any]) -> list[str]:
@@ -3256,7 +3271,8 @@ def load_data(options: argparse.Namespace) -> tuple[Images, Images | None, str]:
     Settles the options that depend on the data, `image_size` and `batch_size`. Raises UserError.
     """
     how = (options.image_size, options.skip_unreadable, options.cache)
-    images, validation = load_images(options.data, options.split, *how), None
+    with named("--data"):
+        images, validation = load_images(options.data, options.split, *how), None
     options.image_size = images.pixels.shape[1]
     data_fingerprint = fingerprint(images)
     if options.multitask or options.conditional:
@@ -3264,14 +3280,14 @@ def load_data(options: argparse.Namespace) -> tuple[Images, Images | None, str]:
         if not 2 <= count <= MOST_CLASSES:
             found = f"{count:,} classes" if count > 1 else "one class only" if count else "no labels"
             without = f"--no-{flag[2:]} does without them"
-            raise UserError(f"{flag}: the data has {found}; it takes 2 to {MOST_CLASSES:,}, a folder each; {without}")
+            raise UserError(f"the data has {found}; it takes 2 to {MOST_CLASSES:,}, a folder each; {without}", flag)
     if options.multitask:
         images, validation = load_validation(options, images)
     count = len(images.pixels)
     fewest = 2 * options.d_steps * process_count()
     if count < fewest:
         needed = f"{fewest} images" + " (--d-steps)" * (options.d_steps > 1)
-        raise UserError(f"--data {options.data}: training needs at least {needed}, found {count}")
+        raise UserError(f"training needs at least {needed}, found {count}", f"--data {options.data}")
     if options.evaluate_every:
         check_enough(images, f"--evaluate-every {options.evaluate_every}")
     if not data_spread(images):
@@ -3384,13 +3400,15 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
             say("note: the data is not what the checkpoint was trained on; its epoch begins again")
             run.seen = 0
         if options.validation_split != saved["options"].get("validation_split"):
-            raise UserError(f"--data {options.data}: its test images are gone, on which {options.resume} was validated")
+            raise UserError(
+                f"its test images are gone, on which {options.resume} was validated", f"--data {options.data}"
+            )
         if run.seen > len(images.pixels):
-            raise UserError(f"{options.resume}: has seen more images of its epoch than there are")
+            raise UserError("has seen more images of its epoch than there are", options.resume)
     was = saved["options"].get("fid") if saved else None
     if was and fid_facts and any(was[name] != fid_facts[name] for name in ("n_real", "n_fake", "weights")):
         raise UserError(
-            f"--evaluate-every: the FIDs of {options.resume} are of other images or weights; 0 turns it off"
+            f"the FIDs of {options.resume} are of other images or weights; 0 turns it off", "--evaluate-every"
         )
     facts = plain(options) | {
         "data_fingerprint": data_fingerprint,
@@ -3410,29 +3428,29 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
     length = f"{planned:,} iterations" if options.iterations else f"{planned:,} epochs of {steps:,} steps"
     length = "1 step" if options.dry_run else length
     facts["planned"] = run.planned
-    bf16, images = run.bf16, on_device(images, device)
+    images = on_device(images, device)
     if options.out is None:
         options.out = shared(None if is_follower() else make_named_folder(options.preset))
     announce(run, images, validation, facts, length, options)
     folder = nullcontext() if is_follower() else open_run_folder(options.out, is_new)
     with folder, noted_signals() as signals:
-        parts, should_stop = None, lambda: agreed(bool(signals))
         try:
-            parts = run_legs(run, images, validation, fid, facts, untrained, options, should_stop)
+            stop = partial(heard, signals)
+            parts = run_legs(run, images, validation, fid, facts, untrained, options, stop)
         except Stopped as stop:
-            raise UserError(f"stopped at once; {what_is_saved(options)}", 128 + stop.args[0]) from None
+            raise UserError(f"stopped at once; {what_is_saved(options)}", status=128 + stop.args[0]) from None
         except OSError as error:  # a full disk, a folder that has become read-only: no training without saving
             where = f"stopped at step {run.step:,}, for {error.filename or options.out} cannot be written"
-            raise UserError(f"{where} ({error.strerror or error}); {what_is_saved(options)}", 1) from None
+            raise UserError(f"{where} ({error.strerror or error}); {what_is_saved(options)}", status=1) from None
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-        if parts is None:  # out here nothing holds what the failed step had in memory
-            del run
-            raise UserError(too_little_memory(options, channels, device, bf16, classes))
+            advice = f"try a lower --batch-size, --image-size or --width-*; {what_is_saved(options)}"
+            about = f"--batch-size {options.batch_size}"
+            raise UserError(f"not enough memory on {device}: {advice}", about) from None
         if not is_done(run, options):
             what = f"interrupted at step {run.step:,}, epoch {run.epoch + 1}; {what_is_saved(options)}"
-            raise UserError(what, 128 + (signals or [signal.SIGTERM])[0], common=True)
+            raise UserError(what, status=128 + (signals or [signal.SIGTERM])[0], common=True)
     spent = ", ".join(f"{part} {clock(seconds)}" for part, seconds in parts.items())
     say(f"done       {run.step:,} steps; this time {clock(time.perf_counter() - start)}: {spent}")
     say(f"           peak memory {peak_memory(device)}")
@@ -3581,6 +3599,11 @@ def noted_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def heard(signals: list[int]) -> bool:
+    """Whether any process has been told to stop."""
+    return agreed(bool(signals))
+
+
 def what_is_saved(options: argparse.Namespace) -> str:
     """How to go on with a run that has stopped."""
     if not (options.out / "checkpoints" / "last.pt").exists():
@@ -3594,38 +3617,6 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an exception says that there is too little memory, on whichever device; only CUDA has a class for it."""
     words = ("out of memory", "ALLOC_FAILED", "allocate memory", "not enough memory")  # of CUDA, cuBLAS, Linux, Windows
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
-
-
-def too_little_memory(
-    options: argparse.Namespace, channels: int, device: torch.device, bf16: bool, classes: Sequence[str]
-) -> str:
-    """What to say when memory runs out: the largest of the batch, its half, quarter … with which a step fits."""
-    said = f"--batch-size {options.batch_size}: not enough memory on {device}"
-    if process_count() > 1:  # whose steps are done together
-        return said
-    batch, least = options.batch_size, options.recipe.least_batch
-    while batch >= least and not step_fits(batch, options, channels, device, bf16, classes):
-        batch //= 2
-    if batch < least:
-        return f"{said}; no smaller one fits either: lower --image-size or --width-*"
-    if batch == options.batch_size:
-        advice = "leave out --evaluate-every, try --no-cuda-graph or a lower --image-size"
-        return f"not enough memory on {device}, though a step alone fits: {advice}; {what_is_saved(options)}"
-    return f"{said}; {batch} fits; {what_is_saved(options)} --batch-size {batch}"
-
-
-def step_fits(
-    batch: int, options: argparse.Namespace, channels: int, device: torch.device, bf16: bool, classes: Sequence[str]
-) -> bool:
-    """Whether a training step with so many images fits into the device's memory."""
-    try:
-        run = make_run(options, channels, device, bf16, classes)
-        iteration(run, *blank_images(batch, options, channels, device), options)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    return True
 
 
 def announce(
@@ -3679,15 +3670,15 @@ def generate(options: argparse.Namespace) -> Path:
     """The command `generate`: a sheet, an .npz with the array `images`, or a folder of PNGs. Returns what it wrote."""
     out, kind = options.out, options.out.suffix.lower()
     if kind not in ("", ".png", ".npz"):
-        raise UserError(f"--out {out}: must end in .png or .npz, or name a folder without a dot")
+        raise UserError("must end in .png or .npz, or name a folder without a dot", f"--out {out}")
     if kind == ".png" and options.count > 10_000:
-        raise UserError(f"--count {options.count}: a sheet holds 10,000; --out x.npz or a folder takes more")
+        raise UserError("a sheet holds 10,000; --out x.npz or a folder takes more", f"--count {options.count}")
     generator = load_network(options.model, "generator", choose_device(options.device), options.recipe)
     try:
         if kind and out.is_dir():
-            raise UserError(f"--out {out}: is a folder")
+            raise UserError("is a folder", f"--out {out}")
         if not kind and out.is_dir() and any(out.iterdir()):
-            raise UserError(f"--out {out}: the folder is not empty")
+            raise UserError("the folder is not empty", f"--out {out}")
         shape = generator.generate(1, options.label, options.seed, options.truncation).shape[1:]
         images = np.empty((options.count if kind else 0, *shape), np.uint8)
         (out.parent if kind else out).mkdir(parents=True, exist_ok=True)
@@ -3717,9 +3708,9 @@ def generate(options: argparse.Namespace) -> Path:
             say(f"{out} holds the first of the {options.count:,} images")
         raise
     except MemoryError:
-        raise UserError(f"--count {options.count}: do not fit into memory; --out folder/ takes any number") from None
+        raise UserError("do not fit into memory; --out folder/ takes any number", f"--count {options.count}") from None
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror or error}") from None
+        raise UserError(f"{error.strerror or error}", f"--out {out}") from None
     classes = generator.architecture["classes"]
     of_class = f" of class {classes[class_number(options.label, classes)]}" if options.label is not None else ""
     say(f"{options.count:,} images{of_class} of {options.model}, seed {options.seed}: {out}")
@@ -3731,13 +3722,10 @@ def classify(options: argparse.Namespace) -> None:
     discriminator = load_network(options.model, "discriminator", choose_device(options.device))
     size, channels, classes = (discriminator.architecture[key] for key in ("image_size", "channels", "classes"))
     if discriminator.head is None:
-        raise UserError(f"{options.model}: its discriminator tells no classes; train one with --multitask")
-    try:
-        with redirect_stdout(sys.stderr):  # the notes; what is printed may be read by a program
-            source = find_to_classify(options.images)
-            images = with_channels(decode_source(source, size), channels)
-    except UserError as error:
-        raise UserError(re.sub("^--data:? |; --skip-unreadable.*", "", str(error))) from None
+        raise UserError("its discriminator tells no classes; train one with --multitask", options.model)
+    with redirect_stdout(sys.stderr):  # the notes; what is printed may be read by a program
+        source = find_to_classify(options.images)
+        images = with_channels(decode_source(source, size), channels)
     if images.labels is None or options.shares:
         width = min(max(map(len, classes)), 24)
         probabilities, numbers = discriminator.classify(images.pixels).softmax(1).max(1)
@@ -3753,7 +3741,7 @@ def classify(options: argparse.Namespace) -> None:
             print(f"{classes[number]:{width}}  {probability:6.1%}  {printable(name)}")
         return
     if stray := set(images.classes) - set(classes):
-        raise UserError(f"{options.images[0]}: class {min(stray)} is not one that {options.model} tells")
+        raise UserError(f"class {min(stray)} is not one that {options.model} tells", options.images[0])
     to_model = torch.tensor([classes.index(name) for name in images.classes])
     loss, accuracy, confusion = validate(discriminator, replace(images, labels=to_model[images.labels]))
     print(f"{len(images.labels):,} images of {options.images[0]}: {accuracy:.2%} right, cross-entropy {loss:.4f}")
@@ -3772,7 +3760,7 @@ def find_to_classify(paths: Sequence[Path]) -> Source:
         for path in paths:
             if not os.path.isfile(path):
                 what = "is a folder; give it alone" if os.path.isdir(path) else "there is no such image file"
-                raise UserError(f"{path}: {what}")
+                raise UserError(f"{what}", path)
         return Source(paths, where=f"{paths[0]} …" if len(paths) > 1 else str(paths[0]))
     try:
         return find_source(paths[0], "test")
@@ -3912,9 +3900,11 @@ def extra(name: str, is_needed: bool = True) -> Any:
         return importlib.import_module(f"extras.{name}")
     except ModuleNotFoundError as error:
         if error.name not in ("extras", f"extras.{name}"):
-            raise UserError(f"extras/{name}.py: needs {error.name} (pip install {error.name})") from None
+            raise UserError(f"needs {error.name} (pip install {error.name})", f"extras/{name}.py") from None
         if is_needed:
-            raise UserError(f"extras/{name}.py: is missing; it lies beside the script where that comes from") from None
+            raise UserError(
+                "is missing; it lies beside the script where that comes from", f"extras/{name}.py"
+            ) from None
         return None
 
 

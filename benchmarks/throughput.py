@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,6 +46,16 @@ class Pictures(Dataset):
 
     def __getitem__(self, i: int) -> torch.Tensor:
         return self.transform(Image.fromarray(self.pixels[i].squeeze()))
+
+
+def blank_images(
+    count: int, options: argparse.Namespace, channels: int, device: torch.device
+) -> tuple[gan.Images, torch.Tensor]:
+    """Images of noise, and the index of an iteration's batches of them, to try how fast it can be."""
+    pixels = torch.randint(256, (count, options.image_size, options.image_size, channels), dtype=torch.uint8)
+    images = gan.Images(pixels, torch.zeros(count, dtype=torch.int64), ())
+    images = gan.on_device(replace(images, other=images), device)
+    return images, torch.arange(count, device=images.pixels.device).expand(options.d_steps, count)
 
 
 def endless(loader: DataLoader) -> Iterator[torch.Tensor]:
@@ -117,7 +128,7 @@ def flops_of_a_step(options: argparse.Namespace, channels: int, device: torch.de
     """Multiplications and additions of one training step, counted as it runs."""
     run = gan.make_run(options, channels, device, bf16=False)
     with FlopCounterMode(display=False) as counter:
-        gan.iteration(run, *gan.blank_images(options.batch_size, options, channels, device), options)
+        gan.iteration(run, *blank_images(options.batch_size, options, channels, device), options)
     return counter.get_total_flops()
 
 
@@ -144,7 +155,7 @@ class CountBytes(TorchDispatchMode):
 def bytes_of_a_step(options: argparse.Namespace, channels: int, device: torch.device, bf16: bool) -> int:
     """Bytes that the operations of one training step read and write, each on its own, as without fused kernels."""
     run = gan.make_run(options, channels, device, bf16)
-    blank = gan.blank_images(options.batch_size, options, channels, device)
+    blank = blank_images(options.batch_size, options, channels, device)
     gan.iteration(run, *blank, options)  # in which the optimizers make their state
     with CountBytes() as counter:
         gan.iteration(run, *blank, options)

@@ -62,9 +62,9 @@ class Inception:
         except Exception as error:  # whatever else a file is, it is not those weights
             said = " ".join(gan.complaint(error).split())[:200]
             if weights:
-                raise UserError(f"--inception-weights {weights}: not torch-fidelity's ({said})") from None
+                raise UserError(f"not torch-fidelity's ({said})", f"--inception-weights {weights}") from None
             raise UserError(
-                f"--inception-weights: they could not be fetched ({said}); give a file that has them"
+                f"they could not be fetched ({said}); give a file that has them", "--inception-weights"
             ) from None
         digest = hashlib.sha256()
         for tensor in self.network.state_dict().values():
@@ -253,17 +253,18 @@ def measure_model(options: argparse.Namespace) -> dict[str, Any]:
     """All that `evaluate` finds. What can be refused is refused before the hours that Inception may take."""
     begun, device, picture = time.perf_counter(), gan.choose_device(options.device), options.neighbours
     if picture and (picture.suffix.lower() != ".png" or picture.is_dir()):
-        raise UserError(f"--neighbours {picture}: must name a .png file")
+        raise UserError("must name a .png file", f"--neighbours {picture}")
     if picture:
         gan.check_writable("--neighbours", picture.parent)
     generator = gan.load_network(options.model, "generator", device, options.recipe)
     size, channels, asked = (generator.architecture[key] for key in ("image_size", "channels", "classes"))
-    images = gan.load_images(options.data, options.split, size, options.skip_unreadable, options.cache)
+    with gan.named("--data"):
+        images = gan.load_images(options.data, options.split, size, options.skip_unreadable, options.cache)
     images, of_images = as_drawn(images, channels, f"--data {options.data}")
     judge = bool(asked) if options.judge is None else options.judge
     if judge and (len(images.classes) < 2 or (asked and [*images.classes] != asked)):
         what = "has no classes to learn" if len(images.classes) < 2 else f"has other classes than {options.model}"
-        raise UserError(f"--judge: the data {what}; --no-judge leaves them out")
+        raise UserError(f"the data {what}; --no-judge leaves them out", "--judge")
     inception = Inception(options.inception_weights, device)
     classes = judge_samples(generator, images, device, options) if judge else None
     pixels, name = real_sample(images, options.reference or len(images.pixels))
@@ -335,8 +336,8 @@ def judge_samples(
     try:
         images, held = gan.load_validation(training, images)
     except UserError as error:
-        reason = str(error).removesuffix("; give --validation-split 0.1")
-        raise UserError(f"--judge: {reason}; --no-judge leaves the classifier out") from None
+        why = f"no classifier can be trained on the data ({error})"
+        raise UserError(f"{why}; --no-judge leaves it out", "--judge") from None
     training.batch_size = min(training.batch_size, len(images.pixels))
     channels = images.pixels.shape[3]
     run = gan.make_run(training, channels, device, False, images.classes)  # in float32, the same everywhere

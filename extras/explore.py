@@ -36,32 +36,30 @@ def interpolate(options: argparse.Namespace, generator: BaseGenerator | None = N
     """
     out, kind, rows = options.out, options.out.suffix.lower(), options.rows
     if kind not in (".png", ".gif"):
-        raise UserError(f"--out {out}: must end in .png or .gif")
+        raise UserError("must end in .png or .gif", f"--out {out}")
     if out.is_dir():
-        raise UserError(f"--out {out}: is a folder")
+        raise UserError("is a folder", f"--out {out}")
     gan.check_writable("--out", out.parent)
     if rows * options.steps > 10_000:
-        raise UserError(f"--steps {options.steps}: {rows} rows of them are more than 10,000 images")
+        raise UserError(f"{rows} rows of them are more than 10,000 images", f"--steps {options.steps}")
     names = [name.strip() for name in options.labels.split(",")] if options.labels is not None else []
     if options.labels is not None and len(names) != 2:
-        raise UserError(f"--labels {options.labels}: takes two classes with a comma between them")
+        raise UserError("takes two classes with a comma between them", f"--labels {options.labels}")
     if names and options.spherical:
-        raise UserError("--spherical: is a path of z, not of classes")
+        raise UserError("is a path of z, not of classes", "--spherical")
     device = gan.choose_device(options.device)
     generator = generator or gan.load_network(options.model, "generator", device, options.recipe)
     classes, noise = generator.architecture["classes"], partial(generator.noise, truncation=options.truncation)
     if names and not classes:
-        raise UserError(f"--labels {options.labels}: the generator is not conditional; train one with --conditional")
+        raise UserError("the generator is not conditional; train one with --conditional", f"--labels {options.labels}")
     shares = torch.linspace(0, 1, options.steps).tolist()
     if names:
         zs = [noise(options.seed, 0, rows)] * options.steps
-        try:
-            labels = [generator.labels_for(name, 0, rows) for name in names]
-        except UserError as error:
-            raise UserError(str(error).replace("--label", "--labels")) from None
-        if labels[0][0] == labels[1][0]:
-            raise UserError(f"--labels {options.labels}: is one class; there is nothing between")
-        first, second = (gan.one_hot(torch.from_numpy(part), len(classes)) for part in labels)
+        with gan.named("--labels"):
+            ends = [gan.class_number(name, classes) for name in names]
+        if ends[0] == ends[1]:
+            raise UserError("is one class; there is nothing between", f"--labels {options.labels}")
+        first, second = (gan.one_hot(torch.full((rows,), end), len(classes)) for end in ends)
         ys = [torch.lerp(first, second, share) for share in shares]
     else:
         first, second = noise(options.seed, 0, 2 * rows).unflatten(0, (rows, 2)).unbind(1)

@@ -105,50 +105,48 @@ def pick_arrays(arrays: dict[str, np.ndarray], classes: Sequence[str], split: st
     if split == "test":  # of a test set and a validation set the first
         arrays = {name: array for name, array in arrays.items() if named(name, {"test", "testing"})} or arrays
     if not arrays and split == "test":
-        raise gan.NoTestSplit(f"--data {where}: is not divided: none of its arrays is named as the test set's")
+        raise gan.NoTestSplit("is not divided: none of its arrays is named as the test set's", where)
     images = [array for array in arrays.values() if array.ndim in (3, 4)]
     labels = [array for array in arrays.values() if array.ndim in (1, 2) and array.size == len(array)]
     if len(images) != 1 or len(labels) > 1 or len(images) + len(labels) != len(arrays):
         found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
-        raise UserError(f"--data {where}: expected {split} images N×H×W[×3] and at most labels N, found {found}")
+        raise UserError(f"expected {split} images N×H×W[×3] and at most labels N, found {found}", where)
     (items,) = images
     if items.ndim == 4 and items.shape[3] not in (1, 3):
         items = items.transpose(0, 2, 3, 1)
     if items.dtype != np.uint8 or not items.size or (items.ndim == 4 and items.shape[3] not in (1, 3)):
-        raise UserError(
-            f"--data {where}: expected uint8 images with 1 or 3 channels, found {items.dtype} {items.shape}"
-        )
+        raise UserError(f"expected uint8 images with 1 or 3 channels, found {items.dtype} {items.shape}", where)
     if items.ndim == 4 and items.shape[3] == 1:
         items = items[..., 0]
     if not labels:
         return Source(items, where=str(where))
     values = labels[0].reshape(-1)
     if len(values) != len(items):
-        raise UserError(f"--data {where}: {len(items):,} {split} images but {len(values):,} labels")
+        raise UserError(f"{len(items):,} {split} images but {len(values):,} labels", where)
     if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= (len(classes) or 10_000):
-        raise UserError(f"--data {where}: labels must be whole numbers from 0 to {(len(classes) or 10_000) - 1}")
+        raise UserError(f"labels must be whole numbers from 0 to {(len(classes) or 10_000) - 1}", where)
     occurring, values = np.unique(values, return_inverse=True)  # a class without images could not be drawn or told
     names = tuple(gan.class_name(classes[i]) if classes else str(i) for i in occurring.tolist())
     if len({*names}) < len(names):
-        raise UserError(f"--data {where}: two of its classes have one name")
+        raise UserError("two of its classes have one name", where)
     return Source(items, values, names, str(where))
 
 
 def read_npz(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays of an .npz by name, and the names of the classes if it has an array of strings `classes`."""
     if len(files) > 1:
-        raise UserError(f"--data {files[0].parent}: holds {len(files)} .npz files; name one of them")
+        raise UserError(f"holds {len(files)} .npz files; name one of them", files[0].parent)
     try:
         with np.load(files[0], allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # zip and array headers can be damaged in more ways than numpy lists
-        raise UserError(f"--data {files[0]}: not a readable .npz ({gan.complaint(error)})") from None
+        raise UserError(f"not a readable .npz ({gan.complaint(error)})", files[0]) from None
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise UserError(f"--data {files[0]}: a zip of files, not of arrays; unpack it and name the folder")
+        raise UserError("a zip of files, not of arrays; unpack it and name the folder", files[0])
     is_named = "classes" in arrays and arrays["classes"].dtype.kind == "U" and arrays["classes"].ndim == 1
     classes = arrays.pop("classes").tolist() if is_named else []
     if len(set(classes)) < len(classes):
-        raise UserError(f"--data {files[0]}: its array `classes` names a class twice")
+        raise UserError("its array `classes` names a class twice", files[0])
     return arrays, classes
 
 
@@ -160,7 +158,7 @@ def read_idx(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
     sets = {emnist_set(path) for path in files}
     if len(sets) > 1:
         example = max(files, key=lambda path: (emnist_set(path) is not None, "train-images" in path.name))
-        raise UserError(f"--data {example.parent}: holds several sets; name a file of one of them, such as {example}")
+        raise UserError(f"holds several sets; name a file of one of them, such as {example}", example.parent)
     (emnist,) = sets
     arrays = {}
     for path in files:
@@ -171,10 +169,10 @@ def read_idx(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
                 claimed = math.prod(shape)
                 data = stream.read(claimed + 1)  # a byte more than the header claims would be a byte too many
         except (OSError, EOFError, OverflowError, MemoryError, zlib.error, struct.error) as error:
-            raise UserError(f"--data {path}: a damaged IDX file ({gan.complaint(error)})") from None
+            raise UserError(f"a damaged IDX file ({gan.complaint(error)})", path) from None
         if len(data) != claimed:
             held = "more" if len(data) > claimed else f"only {len(data):,}"
-            raise UserError(f"--data {path}: its header says {claimed:,} values, it holds {held}")
+            raise UserError(f"its header says {claimed:,} values, it holds {held}", path)
         array = np.frombuffer(data, np.uint8).reshape(shape)
         if emnist and dimensions > 1:
             array = array.swapaxes(1, 2)
@@ -223,7 +221,7 @@ def read_cifar(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
             elif names := batch.get("fine_label_names") or batch.get("label_names"):
                 classes = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
         except Exception as error:  # a damaged pickle may fail in any of its instructions, with any exception
-            raise UserError(f"--data {file}: not a CIFAR batch ({gan.complaint(error)})") from None
+            raise UserError(f"not a CIFAR batch ({gan.complaint(error)})", file) from None
     whole_set = [*(f"data_batch_{i}" for i in "12345"), "test_batch", "batches.meta"]
     missing = [name for name in whole_set if name not in {file.name for file in files}]
     if len(files) > 1 and 0 < len(missing) < len(whole_set):
@@ -239,7 +237,7 @@ def read_svhn(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
     try:
         from scipy.io import loadmat  # slow to import, and needed nowhere else
     except ImportError:
-        raise UserError(f"--data {files[0]}: needs scipy (pip install scipy)") from None
+        raise UserError("needs scipy (pip install scipy)", files[0]) from None
     arrays = {}
     for file in [file for file in files if not file.name.startswith("extra")] or files:
         try:
@@ -248,7 +246,7 @@ def read_svhn(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
             arrays[f"{file.stem} images"] = found["X"].transpose(3, 0, 1, 2)
             arrays[f"{file.stem} labels"] = np.where(found["y"] == 10, 0, found["y"])
         except Exception as error:  # scipy names no exceptions for what can be damaged in a file
-            raise UserError(f"--data {file}: not an SVHN file ({gan.complaint(error)})") from None
+            raise UserError(f"not an SVHN file ({gan.complaint(error)})", file) from None
     return arrays, [*string.digits]
 
 
@@ -278,5 +276,5 @@ def download(name: str, root: Path) -> Path:
         else:
             fetch(root, download=True)
     except (ImportError, OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:
-        raise UserError(f"--download {name}: could not be fetched into {root} ({gan.complaint(error)})") from None
+        raise UserError(f"could not be fetched into {root} ({gan.complaint(error)})", f"--download {name}") from None
     return root / found

@@ -18,7 +18,7 @@ def compile_networks(run: Run) -> None:
         torch._dynamo.reset()  # what another run of this process has compiled counts against a limit
         torch.compile(nn.Tanh())(torch.zeros(2, device=run.rng.device))
     except Exception as error:  # of whichever of the compiler's parts
-        raise UserError(f"--compile: torch.compile does not work here ({gan.complaint(error)})"[:300]) from None
+        raise UserError(f"torch.compile does not work here ({gan.complaint(error)})"[:300], "--compile") from None
     for network in run.networks.values():
         for part in (network.features, network.score) if isinstance(network, gan.Discriminator) else (network,):
             part.compile(dynamic=False)

@@ -134,7 +134,9 @@ class Generator(gan.BaseGenerator):
         features = widths(image_size, width)
         blocks = len(features) - 1
         if latent_dim <= blocks:
-            raise UserError(f"--latent-dim {latent_dim}: the first layer and {blocks} blocks take {blocks + 1} or more")
+            raise UserError(
+                f"the first layer and {blocks} blocks take {blocks + 1} or more", f"--latent-dim {latent_dim}"
+            )
         self.base = image_size >> blocks
         chunk = latent_dim // (blocks + 1)
         self.chunks = [latent_dim - blocks * chunk, *[chunk] * blocks]
@@ -392,13 +394,13 @@ class PretrainedGenerator(gan.BaseGenerator):
 def load_pretrained(folder: Path, truncation: float = 1.0, device: str | torch.device = "cpu") -> PretrainedGenerator:
     """BigGAN-deep from a folder with `config.json` and `pytorch_model.bin`. Raises UserError."""
     if not 0 < truncation <= 1:
-        raise UserError(f"--truncation {truncation}: of a pretrained BigGAN must be above 0, up to 1")
+        raise UserError("of a pretrained BigGAN must be above 0, up to 1", f"--truncation {truncation}")
     if not os.path.isdir(folder):
-        raise UserError(f"--pretrained {folder}: is no folder")
+        raise UserError("is no folder", f"--pretrained {folder}")
     for name in FILES:
         if not os.path.isfile(folder / name):
             fetch = f"fetch {WHERE}{FILES[0]} and {WHERE}{FILES[1]} (or those of 128 or 512) into that folder"
-            raise UserError(f"--pretrained {folder}: has no {name}; {fetch} as {' and '.join(FILES)}")
+            raise UserError(f"has no {name}; {fetch} as {' and '.join(FILES)}", f"--pretrained {folder}")
     config = read_config(folder / FILES[0])
     try:
         with warnings.catch_warnings():
@@ -406,13 +408,13 @@ def load_pretrained(folder: Path, truncation: float = 1.0, device: str | torch.d
             state = torch.load(folder / FILES[1], map_location="cpu", weights_only=True)  # can run no code
         plain = folded({key.removeprefix("generator."): tensor for key, tensor in state.items()}, truncation)
     except Exception:  # whatever else a file is, it is not those weights; torch's words only advise to run its code
-        raise UserError(f"--pretrained {folder / FILES[1]}: is no file of weights, or damaged") from None
+        raise UserError("is no file of weights, or damaged", f"--pretrained {folder / FILES[1]}") from None
     plain["embeddings_of.weight"] = plain.pop("embeddings.weight", None)
     make = partial(PretrainedGenerator, config, truncation, class_names(config["num_classes"]))
     with torch.device("meta"):
         network = make()
     if wrong := gan.difference(plain, network.state_dict(), "weights"):
-        raise UserError(f"--pretrained {folder / FILES[1]}: does not fit {FILES[0]}: {wrong}")
+        raise UserError(f"does not fit {FILES[0]}: {wrong}", f"--pretrained {folder / FILES[1]}")
     network.load_state_dict(plain, assign=True)
     return network.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
@@ -422,9 +424,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--pretrained {path}: {error.strerror}") from None
+        raise UserError(f"{error.strerror}", f"--pretrained {path}") from None
     except (ValueError, RecursionError):
-        raise UserError(f"--pretrained {path}: is not JSON") from None
+        raise UserError("is not JSON", f"--pretrained {path}") from None
 
     def is_whole(value: Any, low: int, high: int) -> bool:
         return type(value) is int and low <= value <= high
@@ -445,13 +447,13 @@ def read_config(path: Path) -> dict[str, Any]:
 
     for name, fits in limits.items():
         if not isinstance(config, dict):
-            raise UserError(f"--pretrained {path}: is no configuration of BigGAN-deep")
+            raise UserError("is no configuration of BigGAN-deep", f"--pretrained {path}")
         if name not in config or not fits(config[name]):
-            raise UserError(f"--pretrained {path}: its {name} is missing or none of BigGAN-deep's")
+            raise UserError(f"its {name} is missing or none of BigGAN-deep's", f"--pretrained {path}")
     layers = config["layers"]
     follow = [16, *(layer[2] for layer in layers)] == [*(layer[1] for layer in layers), 1]
     if not follow or config["output_dim"] != 4 << sum(layer[0] for layer in layers):
-        raise UserError(f"--pretrained {path}: its layers do not make images of {config['output_dim']} pixels")
+        raise UserError(f"its layers do not make images of {config['output_dim']} pixels", f"--pretrained {path}")
     return {name: config[name] for name in limits}
 
 
@@ -540,7 +542,7 @@ def opened(options: argparse.Namespace, conditional: bool = False) -> Generator 
         return load_pretrained(options.pretrained, getattr(options, "truncation", None) or 1.0, device)
     generator = gan.load_network(options.model, "generator", device, RECIPE)
     if conditional and not generator.architecture["classes"]:
-        raise UserError(f"{options.model}: is not conditional: it has no embeddings of classes")
+        raise UserError("is not conditional: it has no embeddings of classes", options.model)
     return generator
 
 
@@ -597,14 +599,14 @@ def embeddings(argv: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--seed", type=gan.whole(0, 2**31 - 1), default=0, help="of t-SNE")
     options = parser.parse_args(argv)
     if options.out.suffix.lower() != ".png":
-        raise UserError(f"--out {options.out}: must end in .png")
+        raise UserError("must end in .png", f"--out {options.out}")
     gan.check_writable("--out", options.out.parent)
     from matplotlib.figure import Figure
 
     generator = opened(options, conditional=True)
     rows, names = generator.embeddings().cpu(), generator.architecture["classes"]
     if len(names) < 4:
-        raise UserError(f"{options.model or options.pretrained}: has {len(names)} classes; t-SNE takes 4 or more")
+        raise UserError(f"has {len(names)} classes; t-SNE takes 4 or more", options.model or options.pretrained)
     distances = cosine_distances(rows)
     places = tsne(rows, options.seed)
     figure = Figure(figsize=(15, 7), dpi=100, layout="constrained")
@@ -684,10 +686,10 @@ def paths(argv: Sequence[str]) -> dict[str, Any]:
     add("--inception-weights", **gan.WEIGHTS)
     options = parser.parse_args(argv)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise UserError(f"--out {options.out}: is there already; name a new folder")
+        raise UserError("is there already; name a new folder", f"--out {options.out}")
     gan.check_writable("--out", options.out)
     if options.pairs and options.all_pairs:
-        raise UserError("--all-pairs: does not go with --pairs")
+        raise UserError("does not go with --pairs", "--all-pairs")
     generator = opened(options, conditional=True)
     names, distances = generator.architecture["classes"], cosine_distances(generator.embeddings())
     if options.pairs:
@@ -739,13 +741,11 @@ def pair_of(generator: gan.BaseGenerator, words: str) -> tuple[int, int]:
     """The numbers of two classes that are named with a comma between them. Raises UserError."""
     parts = [part.strip() for part in words.split(",")]
     if len(parts) != 2:
-        raise UserError(f"--pairs {words}: takes two classes with a comma between them")
-    try:
-        first, second = (int(generator.labels_for(part, 0, 1)[0]) for part in parts)
-    except UserError as error:
-        raise UserError(str(error).replace("--label", "--pairs")) from None
+        raise UserError("takes two classes with a comma between them", f"--pairs {words}")
+    with gan.named("--pairs"):
+        first, second = (gan.class_number(part, generator.architecture["classes"]) for part in parts)
     if first == second:
-        raise UserError(f"--pairs {words}: is one class; there is nothing between")
+        raise UserError("is one class; there is nothing between", f"--pairs {words}")
     return first, second
 
 
@@ -771,14 +771,15 @@ def truncation(argv: Sequence[str]) -> dict[str, Any]:
     add("--inception-weights", **gan.WEIGHTS)
     options = parser.parse_args(argv)
     if options.out.suffix.lower() != ".png":
-        raise UserError(f"--out {options.out}: must end in .png")
+        raise UserError("must end in .png", f"--out {options.out}")
     gan.check_writable("--out", options.out.parent)
     for target in (options.out, options.out.with_suffix(".csv")):
         if target.is_dir():
-            raise UserError(f"--out {options.out}: {target} is a folder")
+            raise UserError(f"{target} is a folder", f"--out {options.out}")
     generator = opened(options)
     size, channels = generator.architecture["image_size"], generator.architecture["channels"]
-    images = gan.load_images(options.data, "train", size, options.skip_unreadable)
+    with gan.named("--data"):
+        images = gan.load_images(options.data, "train", size, options.skip_unreadable)
     images, of_images = evaluation.as_drawn(images, channels, f"--data {options.data}")
     inception = evaluation.Inception(options.inception_weights, gan.choose_device(options.device))
     sample = evaluation.real_sample(images, options.reference or len(images.pixels))

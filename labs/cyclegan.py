@@ -277,22 +277,20 @@ def load(options: argparse.Namespace) -> tuple[gan.Images, gan.Images | None, st
             say(f"note: --{flag} {path} has no test images; the sheets show training images")
     digest = hashlib.sha256("".join(map(gan.fingerprint, train)).encode()).hexdigest()[:16]
     if len(train[0].pixels) < gan.process_count():
-        raise UserError(f"--x {options.x}: has fewer images than there are processes")
+        raise UserError("has fewer images than there are processes", f"--x {options.x}")
     gan.lower_batch(options, len(train[0].pixels))
     return replace(train[0], other=train[1]), replace(test[0], other=test[1]) if found else None, digest
 
 
 def read(flag: str, path: Path, split: str, size: int, options: argparse.Namespace) -> gan.Images:
     """The images of a flag, in colour, without labels; with `held_out` divided by name. Complaints name the flag."""
-    try:
+    with gan.named(f"--{flag}"):
         if options.held_out:
             source = replace(gan.find_source(path, "train"), labels=None)
             source = replace(source, items=held_out_files(path, options.held_out)[split == "test"])
         else:
             source = gan.find_source(path, split)
         images = gan.decode_source(source, size, options.skip_unreadable, options.cache)
-    except UserError as error:
-        raise type(error)(str(error).replace("--data", f"--{flag}"), error.status) from None
     return gan.Images(gan.with_channels(images, 3).pixels.contiguous(), None, ())
 
 
@@ -301,12 +299,12 @@ def held_out_files(path: Path, share: float) -> tuple[list[Path], list[Path]]:
     parts: tuple[list[Path], list[Path]] = ([], [])
     source = gan.find_source(path, "train")
     if isinstance(source.items, np.ndarray):
-        raise UserError(f"--data {path}: holds arrays, whose images have no names by which --held-out could choose")
+        raise UserError("holds arrays, whose images have no names by which --held-out could choose", path)
     for file in source.items:
         parts[zlib.crc32(file.stem.encode(errors="surrogateescape")) < share * 2**32].append(file)
     if not all(parts):
         counts = f"{len(parts[0])} of its images for training and {len(parts[1])} for tests"
-        raise UserError(f"--data {path}: --held-out {share} leaves {counts}")
+        raise UserError(f"--held-out {share} leaves {counts}", path)
     return parts
 
 
@@ -447,23 +445,23 @@ def check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Raise UserError for options that do not go together."""
     for flag in ("x", "y"):
         if getattr(options, flag) is None:
-            raise UserError(f"--{flag}: is missing; name a folder of images")
+            raise UserError("is missing; name a folder of images", f"--{flag}")
     if options.held_out and (options.x_test or options.y_test):
-        raise UserError("--held-out: not with --x-test or --y-test, which are test images, too")
+        raise UserError("not with --x-test or --y-test, which are test images, too", "--held-out")
     if options.image_size % 4:
-        raise UserError(f"--image-size {options.image_size}: must be a multiple of 4")
+        raise UserError("must be a multiple of 4", f"--image-size {options.image_size}")
     if options.x.resolve() == options.y.resolve():
-        raise UserError(f"--y {options.y}: is the folder of --x; there is nothing to translate into")
+        raise UserError("is the folder of --x; there is nothing to translate into", f"--y {options.y}")
     if options.crop and not options.load_size:
         options.load_size = options.image_size * 286 // 256
     if options.load_size and options.load_size < options.image_size:
-        raise UserError(f"--load-size {options.load_size}: is less than --image-size {options.image_size}")
+        raise UserError(f"is less than --image-size {options.image_size}", f"--load-size {options.load_size}")
     if options.pool and options.pool < options.batch_size:
-        raise UserError(f"--pool {options.pool}: must hold at least a batch, --batch-size {options.batch_size}")
+        raise UserError(f"must hold at least a batch, --batch-size {options.batch_size}", f"--pool {options.pool}")
     if options.deterministic and options.style == "photo" and options.device != "cpu" and torch.cuda.is_available():
-        raise UserError("--deterministic: on a GPU torch cannot, for the reflected borders of --style photo")
+        raise UserError("on a GPU torch cannot, for the reflected borders of --style photo", "--deterministic")
     if options.lambda_identity and not options.lambda_cycle:
-        raise UserError("--lambda-identity: needs --lambda-cycle, by which it is multiplied")
+        raise UserError("needs --lambda-cycle, by which it is multiplied", "--lambda-identity")
 
 
 def describe(run: gan.Run, options: argparse.Namespace) -> tuple[str, str, list[str]]:
@@ -536,7 +534,7 @@ def translate(argv: Sequence[str]) -> Path:
     device = gan.choose_device(options.device)
     translator = load_translator(options.model, options.direction, device)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise UserError(f"--out {options.out}: is there already; name a new folder")
+        raise UserError("is there already; name a new folder", f"--out {options.out}")
     gan.check_writable("--out", options.out)
     files = []
     for path in options.images:
@@ -546,23 +544,23 @@ def translate(argv: Sequence[str]) -> Path:
             if path.is_dir() and (links := [folder for folder in gan.subfolders(path) if folder.is_symlink()]):
                 left_out[gan.LINK] += len(links)
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
+            raise UserError(f"{error.strerror}", path) from None
         others = f": {gan.counted(left_out)}" if left_out else ""
         if not found:
-            raise UserError(f"{path}: no image is in this folder (those in folders within are not looked for){others}")
+            raise UserError(f"no image is in this folder (those in folders within are not looked for){others}", path)
         if left_out:
             say(f"note: {path}: left out{others[1:]}")
         files += found
     name, times = Counter(file.stem for file in files).most_common(1)[0]
     if times > 1:
         first, second = [file for file in files if file.stem == name][:2]
-        raise UserError(f"{second}: would be written over {first}, both as {name}.png; give each a folder of its own")
+        raise UserError(f"would be written over {first}, both as {name}.png; give each a folder of its own", second)
     for file in files:  # all of them, before any is written
         opened(file, options.image_size)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {options.out}: {error.strerror}") from None
+        raise UserError(f"{error.strerror}", f"--out {options.out}") from None
     size, larger = training_of(options.model).get("image_size"), 0
     for file in files:
         image = opened(file, options.image_size)
@@ -573,7 +571,7 @@ def translate(argv: Sequence[str]) -> Path:
             if not gan.is_out_of_memory(error):
                 raise
             said = f"not enough memory for its {image.width}×{image.height}; give a lower --image-size"
-            raise UserError(f"{file}: {said}") from None
+            raise UserError(f"{said}", file) from None
         stream = io.BytesIO()
         Image.fromarray(translated).save(stream, "PNG")
         gan.write_whole(options.out / f"{file.stem}.png", stream.getvalue())
@@ -588,7 +586,7 @@ def opened(file: Path, image_size: int | None) -> Image.Image:
     try:
         image = gan.as_rgb(gan.open_image(file))
     except Exception as error:  # a decoder may fail in any way on a damaged file
-        raise UserError(f"{file}: {gan.complaint(error)}") from None
+        raise UserError(f"{gan.complaint(error)}", file) from None
     if not image_size:
         return image
     share = image_size / min(image.size)
@@ -626,25 +624,24 @@ def measure_pairs(options: argparse.Namespace) -> dict[str, Any]:
     device = gan.choose_device(options.device)
     translator = load_translator(options.model, options.direction, device)
     if options.x.resolve() == options.y.resolve():
-        raise UserError(f"--y {options.y}: is the folder of --x; its images are not each other's counterparts")
+        raise UserError("is the folder of --x; its images are not each other's counterparts", f"--y {options.y}")
     training = training_of(options.model)
     if training.get("held_out", options.held_out) != options.held_out:
         share = training["held_out"]
         say(f"note: the model was trained with --held-out {share}: it may have seen some of these images")
     size = options.image_size or training.get("image_size")
     if not size:
-        raise UserError("--image-size: is missing; the model does not say what it was trained at")
+        raise UserError("is missing; the model does not say what it was trained at", "--image-size")
     sources = [paired_files(flag, getattr(options, flag), options.held_out) for flag in options.direction]
     names = sorted(sources[0].keys() & sources[1].keys())
     if len(names) < 2:
-        raise UserError(f"--y {options.y}: {len(names)} of its files have a name that one of --x has, too; name pairs")
-    try:
-        given, true = (
-            gan.decode_source(gan.Source([part[name] for name in names], where=str(getattr(options, flag))), size)
-            for flag, part in zip(options.direction, sources, strict=True)
+        raise UserError(
+            f"{len(names)} of its files have a name that one of --x has, too; name pairs", f"--y {options.y}"
         )
-    except UserError as error:
-        raise UserError(re.sub("; --skip-unreadable.*", "", str(error))) from None
+    given, true = (
+        gan.decode_source(gan.Source([part[name] for name in names], where=str(getattr(options, flag))), size)
+        for flag, part in zip(options.direction, sources, strict=True)
+    )
     given, true = (gan.with_channels(part, 3).pixels for part in (given, true))
     inception = evaluation.Inception(options.inception_weights, device)
     pieces = given.split(max(1, gan.GENERATE_BATCH * 32**2 // size**2))
@@ -666,15 +663,15 @@ def measure_pairs(options: argparse.Namespace) -> dict[str, Any]:
 
 def paired_files(flag: str, path: Path, held_out: float) -> dict[str, Path]:
     """The files of a folder, of those held out if that is not 0, by their names without suffix. Raises UserError."""
-    try:
+    with gan.named(f"--{flag}"):
         items = held_out_files(path, held_out)[1] if held_out else gan.find_source(path, "train").items
-    except UserError as error:
-        raise UserError(str(error).replace("--data", f"--{flag}")) from None
     if isinstance(items, np.ndarray):
-        raise UserError(f"--{flag} {path}: holds arrays; pairs are files of the same name")
+        raise UserError("holds arrays; pairs are files of the same name", f"--{flag} {path}")
     (name, times), *_ = Counter(file.stem for file in items).most_common(1)
     if times > 1:
-        raise UserError(f"--{flag} {path}: {times} of its files are called {name}; which is whose pair cannot be told")
+        raise UserError(
+            f"{times} of its files are called {name}; which is whose pair cannot be told", f"--{flag} {path}"
+        )
     return {file.stem: file for file in items}
 
 

@@ -557,7 +557,7 @@ def run_asked(options: argparse.Namespace) -> None:
     deadline = time.monotonic() + options.budget * 60
     weights = options.inception_weights
     if weights and not weights.is_file():  # found out now, not when the runs are done
-        raise gan.UserError(f"--inception-weights {weights}: there is no such file")
+        raise gan.UserError("there is no such file", f"--inception-weights {weights}")
     inception = shlex.join(["--inception-weights", str(weights.resolve())]) if weights else ""
     names = options.names or [name for name in experiments if not has_results(name, experiments[name])]
     with signals_passed_on():

@@ -98,6 +98,18 @@ def early(monkeypatch, tmp_path):
     return tmp_path / "cache" / "rollnumber_04"
 
 
+def noise_images(count: int, options):
+    """Images of noise and labels 0, and the index of an iteration's batches of them."""
+    import torch
+
+    import rollnumber_04 as gan
+
+    images = gan.Images(
+        torch.from_numpy(pictures(count, options.image_size)), torch.zeros(count, dtype=torch.int64), ()
+    )
+    return images, torch.arange(count).expand(options.d_steps, count)
+
+
 def graph_if_asked(run, images, options) -> str:
     """In the place of `why_no_graph`: steps are captured wherever a GPU would do so."""
     return "" if options.cuda_graph and run.is_capturable else "it is turned off"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TOY, command, pictures, save_all
+from conftest import TOY, command, noise_images, pictures, save_all
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -174,7 +174,7 @@ def test_running_averages_are_those_of_real_images():
 
 def test_the_average_follows_the_discriminator():
     run, options = toy_run("--ema", "0")
-    gan.iteration(run, *gan.blank_images(8, options, 3, CPU), options)
+    gan.iteration(run, *noise_images(8, options), options)
     averaged = run.averages["discriminator"].state_dict()
     for name, tensor in run.discriminator.state_dict().items():
         if tensor.is_floating_point():

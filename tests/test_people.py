@@ -224,7 +224,7 @@ def test_the_class_that_is_meant(classes, label, expected):
 @pytest.mark.parametrize(
     ("classes", "label", "said"),
     [
-        (["2", "cat", "dog"], "2", "--label 2: may be 2 (number 0) or dog (number 2)"),
+        (["2", "cat", "dog"], "2", "2: may be 2 (number 0) or dog (number 2)"),
         (["1", "01"], "001", "may be 1 (number 0) or 01 (number 1)"),
         (["01", "02"], 3, "is not among the classes 01, 02"),
         (["01", "02"], 0, "is not among the classes"),

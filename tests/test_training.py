@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import TOY, pictures, save_all
+from conftest import TOY, noise_images, pictures, save_all
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rollnumber_04 as gan
@@ -217,7 +217,7 @@ def test_the_averages_half_life():
 def test_the_average_holds_batch_norms_statistics_and_follows_the_generator():
     run, options = toy_run("--ema", "0")
     before = snapshot(run.averages["generator"])
-    gan.iteration(run, *gan.blank_images(8, options, 3, CPU), options)
+    gan.iteration(run, *noise_images(8, options), options)
     averaged = run.averages["generator"].state_dict()
     for name, tensor in run.generator.state_dict().items():
         if tensor.is_floating_point():
