@@ -2456,11 +2456,15 @@ def holds_checkpoint(out: Path) -> bool:
 
 @contextmanager
 def open_run_folder(out: Path, is_new: bool) -> Iterator[None]:
-    """Make the run's folder and its parts, and keep other runs out of it; the lock ends with the process."""
+    """Make the run's folder and its parts, and keep other runs out of it; the lock ends with the process.
+
+    The lock comes first: by it a folder is known as that of a run which was killed before it saved.
+    """
     try:
-        for part in ("checkpoints", "samples", "plots", "weights", "tensorboard"):
-            (out / part).mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock").acquire(timeout=0)
+        for part in ("checkpoints", "samples", "plots", "weights", "tensorboard"):
+            (out / part).mkdir(exist_ok=True)
     except Timeout:
         raise UserError(
             "another run is writing to it; wait for its end or name another folder", f"--out {out}"
