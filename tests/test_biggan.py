@@ -14,7 +14,7 @@ from PIL import Image
 
 import rollnumber_04 as gan
 from extras import evaluate as evaluation
-from labs import biggan
+from labs import between, biggan, pretrained
 
 CPU = torch.device("cpu")
 NAMES = ("ant", "bee", "cat", "dog", "eel")
@@ -226,7 +226,7 @@ def test_a_labs_model_is_for_the_labs_commands(model, tmp_path, capsys):
 
 def test_the_ends_of_a_path_are_the_two_classes(model, tmp_path):
     generator = gan.load_network(model, "generator", recipe=biggan.RECIPE)
-    images = biggan.path_images(generator, (1, 3), 5, 4, seed=7, truncation=None)
+    images = between.path_images(generator, (1, 3), 5, 4, seed=7, truncation=None)
     z = generator.noise(7, 0, 4)
     for end, label in ((0, 1), (-1, 3)):
         assert (images[end] == generator.draw(z, gan.one_hot(torch.full((4,), label), 5))).all()
@@ -243,22 +243,22 @@ def test_the_ends_of_a_path_are_the_two_classes(model, tmp_path):
 
 def test_near_and_far_classes():
     rows = torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 3.0], [-1.0, 0.0]])
-    distances = biggan.cosine_distances(rows)
+    distances = between.cosine_distances(rows)
     assert np.allclose(distances, scipy.spatial.distance.cdist(rows, rows, "cosine"))
-    pairs = biggan.pairs_by_distance(distances)
+    pairs = between.pairs_by_distance(distances)
     assert len(pairs) == 6
     assert (pairs[0], pairs[-1]) == ((0, 1), (0, 3))
 
 
 def test_smoothness_has_closed_forms():
     straight = torch.linspace(0, 1, 5)[:, None, None] * torch.tensor([[3.0, 4.0], [6.0, 8.0]])  # lengths 5 and 10
-    found = biggan.smoothness(straight)
+    found = between.smoothness(straight)
     assert found == pytest.approx({"ppl": (25 + 100) / 2, "detour": 1, "largest": 0.25})
     jump = torch.zeros(5, 1, 2)
     jump[3:] = torch.tensor([0.0, 2.0])
-    assert biggan.smoothness(jump) == pytest.approx({"ppl": (2 * 4) ** 2 / 4, "detour": 1, "largest": 1})
+    assert between.smoothness(jump) == pytest.approx({"ppl": (2 * 4) ** 2 / 4, "detour": 1, "largest": 1})
     corner = torch.tensor([[0.0, 0], [0, 1], [1, 1]])[:, None]
-    assert biggan.smoothness(corner) == pytest.approx({"ppl": 4, "detour": 2 / 2**0.5, "largest": 0.5})
+    assert between.smoothness(corner) == pytest.approx({"ppl": 4, "detour": 2 / 2**0.5, "largest": 0.5})
 
 
 def test_embeddings_are_drawn(model, tmp_path, capsys):
@@ -275,7 +275,7 @@ def test_embeddings_are_drawn(model, tmp_path, capsys):
     printed = capsys.readouterr()
     facts = json.loads(printed.out)
     assert np.array(facts["cosine distances"]) == pytest.approx(distances, abs=1e-6)
-    assert np.array(list(facts["places"].values())) == pytest.approx(biggan.tsne(generator.embeddings(), 0))
+    assert np.array(list(facts["places"].values())) == pytest.approx(between.tsne(generator.embeddings(), 0))
     assert facts["farthest"][0]["pair"] == [NAMES[a], NAMES[b]]
     assert facts["farthest"][0]["cosine distance"] == pytest.approx(distances[a, b])
     assert printed.err == said
@@ -284,16 +284,16 @@ def test_embeddings_are_drawn(model, tmp_path, capsys):
 def test_tsne_keeps_near_classes_together():
     generator = gan.load_network(SAVED / "cifar10-small.safetensors", "generator", recipe=biggan.RECIPE)
     names, rows = generator.architecture["classes"], generator.embeddings()
-    distances = biggan.cosine_distances(rows)
+    distances = between.cosine_distances(rows)
     for seed in range(3):
-        places = biggan.tsne(rows, seed)
+        places = between.tsne(rows, seed)
         apart = scipy.spatial.distance.cdist(places, places)
         for a, b in (("automobile", "truck"), ("cat", "dog"), ("airplane", "ship")):
             for one, other in ((a, b), (b, a)):
                 assert names[np.argsort(distances[names.index(one)])[1]] == other
                 assert names[np.argsort(apart[names.index(one)])[1]] == other
-    assert np.isfinite(biggan.tsne(rows[:, :1], 0)).all()
-    assert biggan.tsne(torch.randn(120, 3, generator=torch.Generator().manual_seed(0)), 0).shape == (120, 2)
+    assert np.isfinite(between.tsne(rows[:, :1], 0)).all()
+    assert between.tsne(torch.randn(120, 3, generator=torch.Generator().manual_seed(0)), 0).shape == (120, 2)
 
 
 def test_paths_are_measured(model, tmp_path, weights, early, capsys):
@@ -325,7 +325,7 @@ def test_paths_are_measured(model, tmp_path, weights, early, capsys):
     # By hand: the features of one pair's images.
     assert biggan.main([*words, str(tmp_path / "one"), "--pairs", "dog,ant", "ant, dog", "3,0"]) == 0
     generator = gan.load_network(model, "generator", recipe=biggan.RECIPE)
-    images = biggan.path_images(generator, (3, 0), 3, 2, 0, None)
+    images = between.path_images(generator, (3, 0), 3, 2, 0, None)
     features = (
         evaluation.Inception(weights / "random.pth", CPU).features(iter(images), 6, "")["64"].unflatten(0, (3, 2))
     )
@@ -441,7 +441,7 @@ def test_biggan_deep_is_that_of_its_package(tmp_path, size):
     network = published(size, 8, tmp_path / "folder")
     z, y = noise(2, 128), torch.tensor([[0.3, 0.7, *[0] * 10], [*[0] * 11, 1]]).float()
     for truncation in (0.02, 0.5, 1.0):  # where the package picks the stored statistics that it means
-        ours = biggan.load_pretrained(tmp_path / "folder", truncation)
+        ours = pretrained.load_pretrained(tmp_path / "folder", truncation)
         with torch.no_grad():
             expected = network(z, y, truncation)
             found = ours(z, y)
@@ -456,13 +456,13 @@ def test_biggan_deep_at_its_full_width(tmp_path, size):
     network = published(size, 128, tmp_path / "folder")
     with torch.no_grad():
         expected = network(noise(1, 128), torch.eye(12)[:1], 0.4)
-        found = biggan.load_pretrained(tmp_path / "folder", 0.4)(noise(1, 128), torch.eye(12)[:1])
+        found = pretrained.load_pretrained(tmp_path / "folder", 0.4)(noise(1, 128), torch.eye(12)[:1])
     assert (found - expected).abs().max() < 1e-5
 
 
 def test_statistics_between_two_truncations(tmp_path):
     published(128, 8, tmp_path / "folder")
-    middle, low, high = (biggan.load_pretrained(tmp_path / "folder", t) for t in (0.51, 0.50, 0.52))
+    middle, low, high = (pretrained.load_pretrained(tmp_path / "folder", t) for t in (0.51, 0.50, 0.52))
     means = [network.bn.running_means for network in (middle, low, high)]
     assert torch.allclose(means[0], (means[1] + means[2]) / 2, atol=1e-5)
     assert not torch.allclose(means[1], means[2])
@@ -483,7 +483,7 @@ def test_a_pretrained_folder_is_interpolated(tmp_path, capsys):
     ]
     assert biggan.main([*words, "--truncation", "0.4", "--out", str(tmp_path / "p.png")]) == 0
     assert Image.open(tmp_path / "p.png").size == (3 * 130 + 2, 2 * 130 + 2)
-    generator = biggan.load_pretrained(tmp_path / "folder", 0.4)
+    generator = pretrained.load_pretrained(tmp_path / "folder", 0.4)
     z = generator.noise(0, 0, 2000)
     assert z.abs().max() <= 0.8
     assert z.std() == pytest.approx(0.4 * scipy.stats.truncnorm(-2, 2).std(), rel=0.01)
@@ -495,10 +495,10 @@ def test_a_pretrained_folder_is_interpolated(tmp_path, capsys):
 
 
 def test_the_names_of_imagenets_classes():
-    names = biggan.class_names(1000)
+    names = pretrained.class_names(1000)
     assert (len(names), names[0], names[207]) == (1000, "tench", "golden retriever")
     assert not any("," in name for name in names)
-    assert biggan.class_names(3) == ["0", "1", "2"]
+    assert pretrained.class_names(3) == ["0", "1", "2"]
 
 
 def test_a_pretrained_folder_that_is_none(tmp_path, capsys):
