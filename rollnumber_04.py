@@ -3410,10 +3410,10 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
         if run.seen > len(images.pixels):
             raise UserError("has seen more images of its epoch than there are", options.resume)
     was = saved["options"].get("fid") if saved else None
-    if was and fid_facts and any(was[name] != fid_facts[name] for name in ("n_real", "n_fake", "weights")):
-        raise UserError(
-            f"the FIDs of {options.resume} are of other images or weights; 0 turns it off", "--evaluate-every"
-        )
+    compared = ("n_real", "n_fake", "weights") if isinstance(was, dict) and was and fid_facts else ()
+    if any(was.get(name) != fid_facts[name] for name in compared):
+        what = f"the FIDs of {options.resume} are of other images or weights; 0 turns it off"
+        raise UserError(what, "--evaluate-every")
     facts = plain(options) | {
         "data_fingerprint": data_fingerprint,
         "device_name": device_name(device),
@@ -3426,8 +3426,9 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
     ahead = (options.epochs - run.epoch) * steps - run.seen // images_of_step(options)
     run.planned = run.step + 1 if options.dry_run else options.iterations or run.step + ahead
     if saved:
-        before = saved["options"].get("planned", run.planned)
-        for jump in jumps(run.step, before, run.planned, options):
+        before = saved["options"].get("planned")
+        known = type(before) is int and 0 < before < 2**62  # a file of unknown origin may say anything
+        for jump in jumps(run.step, before, run.planned, options) if known else ():
             say(f"note: the run is planned for {run.planned:,} steps, no longer for {before:,}: {jump}")
     length = f"{planned:,} iterations" if options.iterations else f"{planned:,} epochs of {steps:,} steps"
     length = "1 step" if options.dry_run else length
@@ -3439,8 +3440,7 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
     folder = nullcontext() if is_follower() else open_run_folder(options.out, is_new)
     with folder, noted_signals() as signals:
         try:
-            stop = partial(heard, signals)
-            parts = run_legs(run, images, validation, fid, facts, untrained, options, stop)
+            parts = run_legs(run, images, validation, fid, facts, untrained, options, partial(heard, signals))
         except Stopped as stop:
             raise UserError(f"stopped at once; {what_is_saved(options)}", status=128 + stop.args[0]) from None
         except OSError as error:  # a full disk, a folder that has become read-only: no training without saving

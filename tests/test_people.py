@@ -555,3 +555,24 @@ def test_a_longer_plan_says_what_jumps(tmp_path, class_folders, capsys, option, 
     capsys.readouterr()
     assert gan.main(["--resume", str(tmp_path / "r" / "checkpoints" / "epoch_0008.pt")]) == 0  # the same plan
     assert "planned" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lie", ["", 0, {"n_real": "many"}])
+def test_a_checkpoint_that_lies_of_its_plan_and_fids_goes_on(tmp_path, class_folders, weights, early, lie):
+    """Both are looked at when a run is resumed, and a file of unknown origin may hold anything there."""
+    words = [*TOY, "--data", str(class_folders), "--epochs", "2", "--lr-decay", "--out", str(tmp_path / "r")]
+    assert gan.main(words) == 0
+    path = tmp_path / "r" / "checkpoints" / "last.pt"
+    saved = torch.load(path, weights_only=True)
+    saved["options"] |= {"planned": lie, "fid": lie}
+    torch.save(saved, path)
+    measuring = [
+        "--evaluate-every",
+        "1",
+        "--evaluate-samples",
+        "16",
+        "--inception-weights",
+        str(weights / "random.pth"),
+    ]
+    status = gan.main(["--resume", str(path), "--epochs", "3", *measuring])
+    assert status == (2 if isinstance(lie, dict) else 0)  # those FIDs are not of as many images
