@@ -129,7 +129,6 @@ def tsne(rows: Tensor, seed: int) -> np.ndarray:
 
 
 @measuring
-@gan.own_style()
 def embeddings(argv: Sequence[str]) -> dict[str, Any]:
     """The command `embeddings`: the classes by t-SNE and their cosine distances, in a picture. Raises UserError."""
     described = "Draw the embeddings of the classes: t-SNE, and their cosine distances."
@@ -139,14 +138,31 @@ def embeddings(argv: Sequence[str]) -> dict[str, Any]:
     if options.out.suffix.lower() != ".png":
         raise UserError("must end in .png", f"--out {options.out}")
     gan.check_writable("--out", options.out.parent)
-    from matplotlib.figure import Figure
-
     generator = opened(options, conditional=True)
     rows, names = generator.embeddings().cpu(), generator.architecture["classes"]
     if len(names) < 4:
         raise UserError(f"has {len(names)} classes; t-SNE takes 4 or more", options.model or options.pretrained)
     distances = cosine_distances(rows)
     places = tsne(rows, options.seed)
+    gan.save_output("--out", options.out, embeddings_plot(names, places, distances))
+    facts: dict[str, Any] = {"model": str(options.model or options.pretrained), "classes": len(names)}
+    if len(names) <= 50:
+        facts["places"] = dict(zip(names, places.tolist(), strict=True))
+        facts["cosine distances"] = distances.tolist()
+    pairs = pairs_by_distance(distances)
+    for what, chosen in (("nearest", pairs[:3]), ("farthest", pairs[:-4:-1])):
+        facts[what] = [{"pair": [names[a], names[b]], "cosine distance": distances[a, b]} for a, b in chosen]
+        said = ", ".join(f"{names[a]} and {names[b]} {distances[a, b]:.3f}" for a, b in chosen)
+        say(f"{what:9} {said}")
+    say(f"{len(names):,} embeddings of {facts['model']}: {options.out}")
+    return facts
+
+
+@gan.own_style()
+def embeddings_plot(names: Sequence[str], places: np.ndarray, distances: np.ndarray) -> bytes:
+    """A PNG: the classes at their places n×2, and their distances n×n; with names if there are up to 50."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(15, 7), dpi=100, layout="constrained")
     map_axes, matrix_axes = figure.subplots(1, 2)
     map_axes.scatter(*places.T, s=60 if len(names) <= 50 else 6, color=gan.BLUE)
@@ -155,24 +171,14 @@ def embeddings(argv: Sequence[str]) -> dict[str, Any]:
     picture = matrix_axes.imshow(np.where(np.eye(len(names)), np.nan, distances), cmap="viridis")
     matrix_axes.set(title="cosine distance")
     figure.colorbar(picture, ax=matrix_axes)
-    facts: dict[str, Any] = {"model": str(options.model or options.pretrained), "classes": len(names)}
     if len(names) <= 50:
-        facts["places"] = dict(zip(names, places.tolist(), strict=True))
-        facts["cosine distances"] = distances.tolist()
         for name, place in zip(names, places, strict=True):
             map_axes.annotate(name, place, xytext=(6, 4), textcoords="offset points", parse_math=False)
         matrix_axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
         matrix_axes.set_yticks(range(len(names)), names, parse_math=False)
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
-    gan.save_output("--out", options.out, stream.getvalue())
-    pairs = pairs_by_distance(distances)
-    for what, chosen in (("nearest", pairs[:3]), ("farthest", pairs[:-4:-1])):
-        facts[what] = [{"pair": [names[a], names[b]], "cosine distance": distances[a, b]} for a, b in chosen]
-        said = ", ".join(f"{names[a]} and {names[b]} {distances[a, b]:.3f}" for a, b in chosen)
-        say(f"{what:9} {said}")
-    say(f"{len(names):,} embeddings of {facts['model']}: {options.out}")
-    return facts
+    return stream.getvalue()
 
 
 def save_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -293,7 +299,6 @@ def safe_name(text: str) -> str:
 
 
 @measuring
-@gan.own_style()
 def truncation(argv: Sequence[str]) -> dict[str, Any]:
     """The command `truncation`: FID, precision and recall at several truncations, in a picture. Raises UserError."""
     described = "Measure what truncated noise gives and takes: fidelity (precision) and variety (recall)."
@@ -339,6 +344,7 @@ def truncation(argv: Sequence[str]) -> dict[str, Any]:
     return {"model": str(options.model), "against": against, "weights": inception.digest, **of_images, "figures": found}
 
 
+@gan.own_style()
 def truncation_plot(found: list[dict[str, Any]], samples: int, reference: int) -> bytes:
     """A PNG: FID by truncation, and precision against recall."""
     from matplotlib.figure import Figure
