@@ -19,6 +19,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+PATIENCE = 600  # seconds that no process of a test takes on the slowest machine: what takes longer hangs
 # Runs as small as a test's: 8×8 images, a few channels, four steps an epoch.
 TOY = "--image-size 8 --width-g 4 --width-d 4 --latent-dim 8 --batch-size 8 --precision fp32 --device cpu".split()
 
@@ -27,7 +28,9 @@ def command(*words: object, settings: dict[str, str] | None = None, **options) -
     """Run the script as a user does; the environment says that there is no display, and what the `settings` say."""
     environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")} | (settings or {})
     line = [sys.executable, str(ROOT / "rollnumber_04.py"), *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=240, env=environment, check=False, **options)
+    return subprocess.run(
+        line, capture_output=True, text=True, timeout=PATIENCE, env=environment, check=False, **options
+    )
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, TOY, pictures, save_all
+from conftest import PATIENCE, ROOT, TOY, pictures, save_all
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def alone(tmp_path):
     def run(*words, status=0):
         line = [sys.executable, "rollnumber_04.py", *map(str, words)]
         done = subprocess.run(
-            line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+            line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr

@@ -14,15 +14,13 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TOY, assert_same, command, pictures, save_all
+from conftest import PATIENCE, ROOT, TOY, assert_same, command, pictures, save_all
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rollnumber_04 as gan
-
-LONG = 600  # seconds that nothing here takes on the slowest machine: what takes longer hangs
 
 
 def rows(path):
@@ -380,13 +378,13 @@ def test_a_terminal_shows_a_bar_and_ctrl_c_says_how_to_go_on(tmp_path):
     line = [sys.executable, ROOT / "rollnumber_04.py", "--data", tmp_path / "data", "--out", tmp_path / "run", *TOY]
     process = subprocess.Popen([*line, "--epochs", "100000"], stdout=there, stderr=there)
     os.close(there)
-    hangs = threading.Timer(LONG, process.kill)
+    hangs = threading.Timer(PATIENCE, process.kill)
     hangs.start()
     try:
         shown = read_terminal(here, b"d_loss=", b"img/s")
         process.send_signal(signal.SIGINT)
         shown += read_terminal(here)
-        process.wait(LONG)
+        process.wait(PATIENCE)
     finally:
         hangs.cancel()
         process.kill()
@@ -501,7 +499,7 @@ def test_ctrl_c_while_it_starts_is_no_traceback(tmp_path, module):
     )
     line = [sys.executable, ROOT / "rollnumber_04.py", "--help"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=LONG, env=environment)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=PATIENCE, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
@@ -522,14 +520,14 @@ def test_a_run_goes_on_when_nobody_listens(class_folders, tmp_path, unread, endi
     words = [*TOY, "--data", class_folders, "--epochs", "2", "--out", tmp_path / "run"]
     line = shlex.join(map(str, [sys.executable, ROOT / "rollnumber_04.py", *words]))
     streams = dict(stdout=subprocess.DEVNULL if ending else unread, stderr=subprocess.PIPE)
-    done = subprocess.run(f"{line} {ending}", shell=True, text=True, check=False, timeout=LONG, **streams)
+    done = subprocess.run(f"{line} {ending}", shell=True, text=True, check=False, timeout=PATIENCE, **streams)
     assert done.stderr == ""
     assert gan.load_checkpoint(tmp_path / "run/checkpoints/last.pt")["epoch"] == 2
 
 
 def test_a_reader_that_goes_away_is_no_traceback(unread):
     line = [sys.executable, ROOT / "rollnumber_04.py", "--help"]
-    done = subprocess.run(line, stdout=unread, stderr=subprocess.PIPE, text=True, check=False, timeout=LONG)
+    done = subprocess.run(line, stdout=unread, stderr=subprocess.PIPE, text=True, check=False, timeout=PATIENCE)
     assert done.stderr == ""
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TOY, pictures, save_all
+from conftest import PATIENCE, TOY, pictures, save_all
 from PIL import Image
 from safetensors import safe_open
 
@@ -42,7 +42,6 @@ OF_THE_STOP = [  # what a run that is told to stop in step 8 comes by then
     for name in ("generator.safetensors", "discriminator.safetensors", "checkpoints/last.pt")
     for change in (f"write {name}.tmp", f"sync {name}.tmp", f"rename {name}.tmp", f"sync the folder of {name}")
 ]
-LONG = 600  # seconds that nothing here takes on the slowest machine: what takes longer hangs
 
 
 def run_words(data: Path, out: Path) -> list[str]:
@@ -55,7 +54,7 @@ def run_words(data: Path, out: Path) -> list[str]:
 
 
 class Moments:
-    """Names for the moments of a run, which this process is to do; `reached` is called with each when it has come.
+    """Names for the moments of a run that this process is to do; `reached` is called with each when it has come.
 
     They are the beginnings of steps, "step 7", and what is about to be done to a file of the run: "step 5: write
     samples/epoch_0001.png" after that step has begun, or "save of step 5: sync checkpoints/last.pt.tmp".
@@ -141,7 +140,7 @@ def fork():
         process.start()
         theirs.close()
         process.status, process.line = status, ours
-        started.append(process)
+        started[:] = [*(other for other in started if other.is_alive()), process]  # each has files open
         return process
 
     yield start
@@ -151,13 +150,13 @@ def fork():
 
 def told(process) -> str:
     """The next moment that a process tells of. Raises EOFError when it has ended."""
-    assert process.line.poll(LONG), "it hangs"
+    assert process.line.poll(PATIENCE), "it hangs"
     return process.line.recv()
 
 
 def finish(process) -> int:
     """Wait for a process; its exit status as a shell would say it."""
-    process.join(LONG)
+    process.join(PATIENCE)
     assert not process.is_alive(), "it hangs"
     assert process.exitcode <= 0, "it failed, or a moment of its plan did not come"
     return 128 - process.exitcode if process.exitcode < 0 else process.status.value

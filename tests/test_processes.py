@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from conftest import ROOT, TOY, pictures, save_all
+from conftest import PATIENCE, ROOT, TOY, pictures, save_all
 
 import rollnumber_04 as gan
 
@@ -49,7 +49,6 @@ sys.exit(status)
 """
 
 
-LONG = 600  # seconds that nothing here takes on the slowest machine: what takes longer hangs
 PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -77,7 +76,7 @@ def run_both(*arguments):
     for rank in ("0", "1"):
         environment = os.environ | common | {"RANK": rank, "LOCAL_RANK": rank}
         processes.append(subprocess.Popen(line, env=environment, **PIPES))
-    said = [process.communicate(timeout=LONG) for process in processes]
+    said = [process.communicate(timeout=PATIENCE) for process in processes]
     return max(process.returncode for process in processes), *map("".join, zip(*said, strict=True))
 
 
@@ -155,12 +154,12 @@ def test_a_run_of_two_processes_resumes_exactly_and_with_another_number(data, tm
 
 def test_two_processes_stop_together_and_save(data, tmp_path):
     process = torchrun(TRAIN, tmp_path, *words(data, tmp_path / "run", 10_000))
-    hangs = threading.Timer(LONG, process.terminate)  # at which torchrun ends the two as well, and the lines end
+    hangs = threading.Timer(PATIENCE, process.terminate)  # at which torchrun ends the two as well, and the lines end
     hangs.start()
     try:
         assert any(line.startswith("epoch 1/10000 ") for line in process.stdout)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=LONG)
+        _, err = process.communicate(timeout=PATIENCE)
     finally:
         hangs.cancel()
         process.terminate()

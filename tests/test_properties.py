@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import pictures, save_all
+from conftest import PATIENCE, pictures, save_all
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -31,7 +31,7 @@ class Hang(BaseException):
 
 
 @contextlib.contextmanager
-def no_hang(seconds=300):
+def no_hang(seconds=PATIENCE):
     """Raise where the test stands if it takes longer; on Windows, not."""
 
     def ring(number, frame):

@@ -22,15 +22,13 @@ import pypdf
 import pytest
 import torch
 import typst
-from conftest import TOY, pictures, save_all
+from conftest import PATIENCE, TOY, pictures, save_all
 from PIL import Image
 
 import rollnumber_04 as gan
 from extras import evaluate as evaluation
 from report import GAP, figures
 from report import __main__ as report
-
-LONG = 600  # seconds that nothing here takes on the slowest machine: what takes longer hangs
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])
@@ -306,7 +304,7 @@ def test_a_run_whose_time_is_up_is_stopped_and_can_go_on(tmp_path):
     class AfterThreeEpochs(float):
         def __sub__(self, now):
             while not (out / "epochs.csv").exists() or (out / "epochs.csv").read_text().count("\n") < 4:
-                assert time.monotonic() < now + LONG
+                assert time.monotonic() < now + PATIENCE
                 time.sleep(0.05)
             return 0.0  # seconds left
 
@@ -320,7 +318,7 @@ def test_a_run_whose_time_is_up_is_stopped_and_can_go_on(tmp_path):
 
 
 def test_work_is_done_side_by_side_and_in_order():
-    together = threading.Barrier(3, timeout=LONG)
+    together = threading.Barrier(3, timeout=PATIENCE)
 
     def work(number):
         together.wait()  # for two others
@@ -353,7 +351,7 @@ def test_after_a_failure_nothing_more_is_begun(jobs, told):
         if number == 1:
             sys.exit("the second failed")
         if number == 0 and jobs == 2:
-            assert waiting.wait(LONG)
+            assert waiting.wait(PATIENCE)
             sys.exit("the first, later")
 
     with pytest.raises(SystemExit, match="the second failed"):
@@ -369,9 +367,9 @@ def test_after_ctrl_c_what_was_begun_ends_and_nothing_more_is_begun(told, monkey
 
     def work(number):
         begun.append(number)
-        assert all_given.wait(LONG)
+        assert all_given.wait(PATIENCE)
         os.kill(os.getpid(), signal.SIGINT)  # to the process: its main thread hears it
-        assert waiting.wait(LONG)
+        assert waiting.wait(PATIENCE)
         ended.append(number)
 
     with pytest.raises(KeyboardInterrupt):
@@ -435,12 +433,12 @@ def test_what_a_command_has_started_is_told_to_stop_with_it(tmp_path):
     worker = (
         "import os, time\n"  # keeps our stdout open
         f"writer = os.open({str(tmp_path / 'pipe')!r}, os.O_WRONLY)\n"
-        f"os.write(writer, b'begun')\ntime.sleep({2 * LONG})\nos.write(writer, b'it was not stopped')\n"
+        f"os.write(writer, b'begun')\ntime.sleep({2 * PATIENCE})\nos.write(writer, b'it was not stopped')\n"
     )
     program = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {worker!r}])\n"
 
     def comes_next():
-        assert select.select([reader], [], [], LONG)[0]
+        assert select.select([reader], [], [], PATIENCE)[0]
         return os.read(reader, 99)
 
     class OnceItRuns(float):
