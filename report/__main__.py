@@ -143,7 +143,8 @@ def each(work: Callable, items: Iterable[tuple], jobs: int) -> list:
     with ThreadPoolExecutor(jobs) as pool:
         try:
             futures = [pool.submit(unless_failed, *item) for item in items]
-            wait(futures)
+            while wait(futures, timeout=1).not_done:  # a Ctrl-C just before a wait without end would not be heard
+                pass
         except KeyboardInterrupt as error:
             failed.insert(0, error)  # before what the runs that were told to stop say of it
             print("waiting for the runs to save", file=sys.stderr, flush=True)

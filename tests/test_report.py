@@ -363,7 +363,7 @@ def test_after_a_failure_nothing_more_is_begun(jobs, told):
 def test_after_ctrl_c_what_was_begun_ends_and_nothing_more_is_begun(told, monkeypatch):
     begun, ended, waiting, all_given = [], [], told("waiting for the runs to save"), threading.Event()
     wait = report.wait
-    monkeypatch.setattr(report, "wait", lambda futures: all_given.set() or wait(futures))
+    monkeypatch.setattr(report, "wait", lambda *given, **how: all_given.set() or wait(*given, **how))
 
     def work(number):
         begun.append(number)
