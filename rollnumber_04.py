@@ -1256,7 +1256,7 @@ def validate(discriminator: Discriminator, validation: Images) -> tuple[float, f
 IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .tga".split())
 IMAGE_FORMATS = "PNG JPEG BMP GIF WEBP TIFF PPM TGA".split()  # Pillow knows more, some of which call other programs
 SPLITS = {"train": {"train", "training"}, "test": {"test", "testing", "t10k", "val", "valid", "validation"}}
-CACHED_FROM, CACHE_VERSION = 5_000, 1  # files that take a second to decode; the version is that of what decoding gives
+CACHED_FROM, CACHE_VERSION = 5_000, 2  # files that take a second to decode; the version is that of what decoding gives
 SYSTEM_NAMES = frozenset(  # that systems and programs keep for themselves, beside those with a dot or __ in front
     "@eadir @recycle @recently-snapshot @tmp #recycle #snapshot $recycle.bin recycler lost+found found.000 thumbs.db "
     "ehthumbs.db desktop.ini icon\r".split(" ")
@@ -1896,8 +1896,8 @@ def own_style() -> Iterator[None]:
     backend = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
     try:
         import matplotlib
-    except ImportError as error:
-        raise UserError(f"pictures need matplotlib (pip install matplotlib): {complaint(error)}") from None
+    except Exception as error:  # it is missing, or broken, or its settings cannot be read
+        raise UserError(f"pictures need matplotlib (pip install matplotlib): {complaint(error)}"[:300]) from None
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
@@ -2917,7 +2917,10 @@ def some_path(text: str) -> Path:
     """An argparse type: a path, but not the empty one of a shell's unset variable, which Path takes for this folder."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError("is empty" if not text else "is no path")
-    return Path(os.path.expanduser(text))  # a shell does so in --out ~/x and not in --out=~/x
+    path = os.path.expanduser(text)  # a shell does so in --out ~/x and not in --out=~/x
+    if path.startswith("~"):  # ./~ is a folder of that name
+        raise argparse.ArgumentTypeError(f"{text}: whose home this is, is not known here")
+    return Path(path)
 
 
 whole, real = partial(number, int), partial(number, float)

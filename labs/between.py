@@ -97,8 +97,8 @@ def interpolate(argv: Sequence[str]) -> Path:
     try:
         return explore.interpolate(script, opened(options))
     except UserError as error:
-        said = str(error).replace("--labels", "--classes").replace("--steps", "--alphas")
-        raise type(error)(said, error.status) from None
+        error.about = error.about.replace("--labels", "--classes").replace("--steps", "--alphas")
+        raise
 
 
 def cosine_distances(embeddings: Tensor) -> np.ndarray:
@@ -319,6 +319,8 @@ def truncation(argv: Sequence[str]) -> dict[str, Any]:
     for target in (options.out, options.out.with_suffix(".csv")):
         if target.is_dir():
             raise UserError(f"{target} is a folder", f"--out {options.out}")
+    with gan.own_style():  # to find out now, not after the measuring, whether pictures can be drawn
+        pass
     generator = opened(options)
     size, channels = generator.architecture["image_size"], generator.architecture["channels"]
     with gan.named("--data"):

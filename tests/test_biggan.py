@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -536,3 +537,21 @@ def test_a_pretrained_folder_that_is_none(tmp_path, capsys):
     (folder / "config.json").write_text("{")
     assert biggan.main(words) == 2
     assert not (tmp_path / "p.png").exists()
+
+
+def test_interpolate_names_its_own_options(model, tmp_path, capsys):
+    for words, said in (
+        ("0,99", "labs.biggan: --classes 99: is not among"),
+        ("0,0", "labs.biggan: --classes 0,0: is one"),
+    ):
+        out = tmp_path / "x.png"
+        assert biggan.main(["interpolate", str(model), "--classes", words, "--out", str(out)]) == 2
+        assert capsys.readouterr().err.startswith(f"labs.biggan: {said}")
+        assert not out.exists()
+
+
+def test_truncation_finds_out_before_it_measures_that_it_cannot_draw(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert biggan.main(["truncation", str(model), "--samples", "16", "--out", str(tmp_path / "x.png")]) == 2
+    assert capsys.readouterr().err.startswith("labs.biggan: pictures need matplotlib")
+    assert not [*tmp_path.glob("x.*")]

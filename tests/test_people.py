@@ -459,6 +459,9 @@ def test_a_tilde_is_the_users_home(tmp_path, class_folders, monkeypatch):
     assert gan.main(["generate", "~/r/generator.safetensors", "--count", "2", "--out=~/x.png"]) == 0
     assert (tmp_path / "home" / "x.png").exists()
     assert len(gan.load_images("~/data").pixels) == 32
+    monkeypatch.setattr(gan.os.path, "expanduser", lambda path: path)  # as where no home is known
+    assert gan.main([*TOY, "--dry-run", "--out=~/r"]) == 2
+    assert not Path("~").exists()
 
 
 def test_a_class_is_the_same_on_a_mac_and_on_linux(tmp_path):
