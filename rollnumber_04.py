@@ -192,20 +192,25 @@ def class_number(label: int | str, classes: Sequence[str]) -> int:
     """Which class is meant by its name or its number, from 0. Raises UserError.
 
     Where all classes are named by numbers, a number is a name, with or without zeros in front: 1 is "01". Elsewhere one
-    that is the name of a class and the number of another is an error.
+    that is the name of a class and the number of another is an error; "name=2" and "number=2" are clear.
     """
     text, known = class_name(label), [class_name(name) for name in classes]
-    is_number = re.fullmatch(r"[0-9]{1,9}", text) is not None
-    named = [i for i, name in enumerate(known) if name == text]
-    if all(re.fullmatch("[0-9]+", name) for name in known):
-        found = named or [i for i, name in enumerate(known) if is_number and int(name) == int(text)]
+    how, _, rest = text.partition("=")
+    how, wanted = (how, rest) if how in ("name", "number") and text not in known else ("", text)
+    is_number = re.fullmatch("[0-9]{1,9}", wanted) is not None
+    named = [i for i, name in enumerate(known) if name == wanted]
+    numbered = [int(wanted)] if is_number and int(wanted) < len(known) else []
+    if how:
+        found = named if how == "name" else numbered
+    elif all(re.fullmatch("[0-9]+", name) for name in known):
+        found = named or [i for i, name in enumerate(known) if is_number and int(name) == int(wanted)]
     else:
-        found = [*dict.fromkeys(named + ([int(text)] if is_number and int(text) < len(known) else []))]
+        found = [*dict.fromkeys(named + numbered)]
     if len(found) == 1:
         return found[0]
     if found:
         meant = " or ".join(f"{known[i]} (number {i})" for i in found)
-        raise UserError(f"may be {meant}; give another name or number of the one that is meant", label)
+        raise UserError(f"may be {meant}; say name=… or number=…", label)
     raise UserError(f"is not among the classes {', '.join(classes)}"[:300], label)
 
 
@@ -1192,14 +1197,24 @@ def noise_share(step: int, planned: int) -> float:
     return max(0.0, 1 - step / planned)
 
 
-def jumps(step: int, before: int, now: int, options: argparse.Namespace) -> list[str]:
+def planned_before(saved: dict[str, Any], run: Run, steps: int, ahead: int, options: argparse.Namespace) -> int:
+    """How many steps a resumed run was planned for, by a checkpoint's options; older ones tell less."""
+    before = saved.get("planned")
+    if before is None:
+        epochs = saved.get("epochs")
+        more = (options.epochs - epochs) * steps if type(epochs) is int else 0
+        before = saved.get("iterations") or run.step + ahead - more
+    return before if type(before) is int and 0 < before < 2**62 else run.planned  # a file may say anything
+
+
+def jumps(step: int, before: int, now: int, saved: dict[str, Any], options: argparse.Namespace) -> list[str]:
     """What changes at once in a run that is resumed at a step, planned for another number of steps than `before`."""
-    falling = {"the learning rates": (options.lr_decay, rate_share)}
-    falling["the deviations of the instance noise"] = (getattr(options, "instance_noise", 0), noise_share)
+    falling = {"lr_decay": ("the learning rates", rate_share)}
+    falling["instance_noise"] = ("the deviations of the instance noise", noise_share)
     found = []
-    for what, (is_asked, share) in falling.items():
+    for name, (what, share) in falling.items():
         was, becomes = share(step, before), share(step, now)
-        if is_asked and was != becomes:
+        if saved.get(name) and getattr(options, name, 0) and was != becomes:
             found.append(f"{what} stood at {was:.0%} of their first value and go on at {becomes:.0%}")
     return found
 
@@ -2676,7 +2691,10 @@ def restore(run: Run, saved: dict[str, Any], options: argparse.Namespace) -> Non
         if not is_table(rows, columns, run.step):
             raise UserError("its history is not that of a run with these options", options.resume)
         setattr(run, name, rows)
-    measured, before = any(row.get("fid", "") != "" for row in run.epochs), saved["options"].get("evaluate_samples")
+    measured, of_fid = any(row.get("fid", "") != "" for row in run.epochs), saved["options"].get("fid")
+    before = saved["options"].get("evaluate_samples")
+    if isinstance(of_fid, dict):  # which a pause of the measuring has kept
+        before = of_fid.get("n_fake", before)
     if measured and options.evaluate_every and options.evaluate_samples != before:
         wrong = f"the FIDs of {options.resume} are of {before} samples"
         about = f"--evaluate-samples {options.evaluate_samples}"
@@ -3399,7 +3417,9 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
     if options.compile:
         extra("speed").compile_networks(run)
     drawn = [*(options.out / "weights").glob("*.png")] if saved else []
-    is_drawn_first = not saved or (not is_new and not drawn and saved["options"].get("seed") == options.seed)
+    of_start = [path for path in drawn if re.search(r"_0+$", path.stem)]
+    is_missing = not drawn or 0 < len(of_start) < len(run.networks)  # a branch has none of the start
+    is_drawn_first = not saved or (not is_new and is_missing and saved["options"].get("seed") == options.seed)
     untrained = deepcopy(run.networks) if is_drawn_first and not is_follower() else {}
     if saved:
         restore(run, saved, options)
@@ -3421,7 +3441,7 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
         "data_fingerprint": data_fingerprint,
         "device_name": device_name(device),
         "versions": {"tool": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
-        "fid": fid_facts,
+        "fid": fid_facts or (was if isinstance(was, dict) else {}),  # a pause forgets no condition
     }
     if run.seen and is_at_a_row(run) and not options.iterations and not leg_steps(run, len(images.pixels), options):
         run.epoch, run.seen = run.epoch + 1, 0  # counted in iterations so far, and these had used up an epoch
@@ -3429,9 +3449,8 @@ def train_on(device: torch.device, options: argparse.Namespace) -> Path:
     ahead = (options.epochs - run.epoch) * steps - run.seen // images_of_step(options)
     run.planned = run.step + 1 if options.dry_run else options.iterations or run.step + ahead
     if saved:
-        before = saved["options"].get("planned")
-        known = type(before) is int and 0 < before < 2**62  # a file of unknown origin may say anything
-        for jump in jumps(run.step, before, run.planned, options) if known else ():
+        before = planned_before(saved["options"], run, steps, ahead, options)
+        for jump in jumps(run.step, before, run.planned, saved["options"], options):
             say(f"note: the run is planned for {run.planned:,} steps, no longer for {before:,}: {jump}")
     length = f"{planned:,} iterations" if options.iterations else f"{planned:,} epochs of {steps:,} steps"
     length = "1 step" if options.dry_run else length

@@ -541,8 +541,8 @@ def test_a_pretrained_folder_that_is_none(tmp_path, capsys):
 
 def test_interpolate_names_its_own_options(model, tmp_path, capsys):
     for words, said in (
-        ("0,99", "labs.biggan: --classes 99: is not among"),
-        ("0,0", "labs.biggan: --classes 0,0: is one"),
+        ("0,99", "--classes 99: is not among"),
+        ("0,0", "--classes 0,0: is one"),
     ):
         out = tmp_path / "x.png"
         assert biggan.main(["interpolate", str(model), "--classes", words, "--out", str(out)]) == 2

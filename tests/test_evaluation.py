@@ -266,9 +266,12 @@ def test_evaluate_trains_a_classifier_for_a_conditional_model(weights, early, tm
 def scripted(monkeypatch):
     """FIDs that are told in advance, measured by nobody."""
     values = iter([50.0, 30.0, 40.0, 20.0, 25.0])
-    facts = {"n_fake": 20, "n_real": 16, "network": "none", "weights": "of nobody"}
-    told = (lambda generator: next(values)), facts
-    monkeypatch.setattr(evaluation, "fid_during", lambda options, images, device: told)
+    facts = {"n_real": 16, "network": "none", "weights": "of nobody"}
+
+    def fid_during(options, images, device):
+        return (lambda generator: next(values)), facts | {"n_fake": options.evaluate_samples}
+
+    monkeypatch.setattr(evaluation, "fid_during", fid_during)
 
 
 def rows(path):

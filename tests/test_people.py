@@ -214,6 +214,9 @@ def test_a_graph_that_cannot_be_captured_costs_nothing(tmp_path, class_folders, 
         (["cat", "dog"], 1, 1),
         (["1", "01"], "01", 1),
         (["3", "cat", "dog"], "3", 0),
+        (["1", "2", "cat"], "name=2", 1),
+        (["1", "2", "cat"], "number=2", 2),
+        (["name=2", "2", "cat"], "name=2", 0),
         (["Zoe\u0308", "b"], "Zo\u00eb", 0),
     ],
 )
@@ -579,3 +582,43 @@ def test_a_checkpoint_that_lies_of_its_plan_and_fids_goes_on(tmp_path, class_fol
     ]
     status = gan.main(["--resume", str(path), "--epochs", "3", *measuring])
     assert status == (2 if isinstance(lie, dict) else 0)  # those FIDs are not of as many images
+
+
+def test_a_pause_of_the_measuring_forgets_no_condition(tmp_path, weights, early, capsys):
+    folder = save_all(pictures(20), tmp_path / "d")
+    out, file = tmp_path / "r", str(weights / "random.pth")
+    measuring = ["--evaluate-every", "1", "--inception-weights", file, "--evaluate-samples"]
+    assert gan.main([*TOY, "--data", str(folder), "--epochs", "1", *measuring, "16", "--out", str(out)]) == 0
+    assert gan.main(["--resume", "--out", str(out), "--epochs", "2", "--evaluate-every", "0"]) == 0
+    assert gan.main(["--resume", "--out", str(out), "--epochs", "3", *measuring, "18"]) == 2
+    assert "--evaluate-samples 18: the FIDs of" in (said := capsys.readouterr().err)
+    assert "are of 16 samples" in said
+    assert gan.main(["--resume", "--out", str(out), "--epochs", "3", *measuring, "16"]) == 0
+
+
+def test_a_picture_of_the_start_that_is_missing_is_drawn(tmp_path, class_folders):
+    words = [*TOY, "--data", str(class_folders), "--seed", "1", "--epochs", "1", "--out", str(tmp_path / "r")]
+    assert gan.main(words) == 0
+    missing = tmp_path / "r" / "weights" / "discriminator_epoch_0000.png"
+    expected = missing.read_bytes()
+    missing.unlink()
+    (tmp_path / "r" / gan.UNDRAWN).touch()  # as a kill while it was drawn leaves it
+    assert gan.main(["--resume", "--out", str(tmp_path / "r")]) == 0
+    assert missing.read_bytes() == expected
+
+
+def test_a_plan_of_an_older_checkpoint_is_known_by_its_epochs(tmp_path, class_folders, capsys):
+    words = [*TOY, "--data", str(class_folders), "--epochs", "4", "--lr-decay", "--out", str(tmp_path / "r")]
+    assert gan.main(words) == 0
+    path = tmp_path / "r" / "checkpoints" / "last.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["options"]["planned"]
+    torch.save(saved, path)
+    assert gan.main(["--resume", str(path), "--epochs", "8"]) == 0
+    assert "planned for 32 steps, no longer for 16: the learning rates stood at 0%" in capsys.readouterr().out
+
+
+def test_what_was_not_falling_before_does_not_jump(tmp_path, class_folders, capsys):
+    assert gan.main([*TOY, "--data", str(class_folders), "--epochs", "1", "--out", str(tmp_path / "r")]) == 0
+    assert gan.main(["--resume", "--out", str(tmp_path / "r"), "--epochs", "3", "--lr-decay"]) == 0
+    assert "stood at" not in capsys.readouterr().out
