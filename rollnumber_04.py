@@ -1273,9 +1273,9 @@ IMAGE_FORMATS = "PNG JPEG BMP GIF WEBP TIFF PPM TGA".split()  # Pillow knows mor
 SPLITS = {"train": {"train", "training"}, "test": {"test", "testing", "t10k", "val", "valid", "validation"}}
 CACHED_FROM, CACHE_VERSION = 5_000, 2  # files that take a second to decode; the version is that of what decoding gives
 SYSTEM_NAMES = frozenset(  # that systems and programs keep for themselves, beside those with a dot or __ in front
-    "@eadir @recycle @recently-snapshot @tmp #recycle #snapshot $recycle.bin recycler lost+found found.000 thumbs.db "
-    "ehthumbs.db desktop.ini icon\r".split(" ")
-) | {"system volume information"}
+    "@eadir @recycle @recently-snapshot @synoresource @tmp #recycle #snapshot $recycle.bin recycler lost+found "
+    "~snapshot thumbs.db ehthumbs.db desktop.ini icon\r".split(" ")
+) | {"system volume information", "network trash folder", "temporary items"}
 SIZES_LOOKED_AT = 1000  # files, to find a set's own size
 FEW_VALUES = 32  # of 256: images that use fewer were probably stored in another range
 LINK = "link to a folder"  # which is not followed
@@ -1416,6 +1416,11 @@ def noted(images: Images, sizes: Counter[tuple[int, int]], where: str) -> Images
     return replace(images, found=f"{'grey' if images.pixels.shape[3] == 1 else 'colour'} images of {span}")
 
 
+def ending(name: str | Path) -> str:
+    """A file's ending, as what is left out is counted by: ".heic"."""
+    return os.path.splitext(name)[1].lower() or "no ending"
+
+
 def counted(kinds: Counter[str]) -> str:
     """What was left out, the most first: "20 × .heic, 1 × link to a folder"."""
     return ", ".join(f"{count:,} × {printable(kind)}" for kind, count in kinds.most_common())
@@ -1511,6 +1516,10 @@ def find_images(path: Path, split: str) -> Source:
             raise UserError("has no train/ beside its test/", path)
         if split not in splits:
             raise NoTestSplit("has no test/ beside its train/", path)
+        beside = Counter(ending(file) for file in image_files(path))
+        beside += Counter(f"folder {printable(folder.name)}/" for folder in folders if folder not in splits.values())
+        if beside:
+            say_once(f"note: {path}: left out {counted(beside)}")
         return find_split(splits["train"], splits[split])
     if divided := [folder for folder in folders if split_folders(subfolders(folder))]:
         return only(divided if len(folders) == 1 else folders, path, split)
@@ -1596,7 +1605,8 @@ def renumbered(source: Source, known: Sequence[str]) -> Source:
 
 def is_hidden(name: str) -> bool:
     """Whether a name is not meant for people: .git, .DS_Store, __MACOSX, Synology's @eaDir, $RECYCLE.BIN."""
-    return name.startswith((".", "__")) or name.lower() in SYSTEM_NAMES
+    own = name.lower() in SYSTEM_NAMES or re.fullmatch(r"found\.\d{3}", name.lower())
+    return name.startswith((".", "__")) or bool(own)
 
 
 def is_image_name(name: str) -> bool:
@@ -1620,7 +1630,7 @@ def image_files(folder: Path, left_out: Counter[str] | None = None, below: bool 
         elif is_hidden(entry.name) or (is_folder and not below):
             continue
         elif not is_folder:
-            others[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
+            others[ending(entry.name)] += 1
         elif is_link:
             others[LINK] += 1
         else:
@@ -1730,7 +1740,13 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as 8-bit RGB: upright, transparency on white. Raises what Pillow raises."""
     # Of whole numbers only those of 16 bits have a range: "I" may hold 32, unless the format knows no more than 16.
     of_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    stored = str(image.tile[0][3]) if image.format == "PNG" and getattr(image, "tile", None) else ""
     image = ImageOps.exif_transpose(image)
+    if (clear := image.info.get("transparency")) is not None:  # Pillow scales the pixels to 8 bits, and not this
+        if stored in ("L;2", "L;4"):
+            image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[stored]
+        elif stored == "RGB;16B":
+            image.info["transparency"] = tuple(value >> 8 for value in clear)
     if image.mode == "F" or (image.mode.startswith("I") and not of_16_bits):
         kind = "floating-point" if image.mode == "F" else "whole"
         raise ValueError(f"its pixels are {kind} numbers of no known range")

@@ -73,7 +73,8 @@ def interpolate(options: argparse.Namespace, generator: BaseGenerator | None = N
         frames = [gan.sheet(column).quantize(128) for column in (*columns, *columns[-2:0:-1])]
         frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:], duration=100, loop=0)
     gan.save_output("--out", out, stream.getvalue())
-    gan.say(f"{rows} paths of {options.steps} images of {options.model}, seed {options.seed}: {out}")
+    between = f" from class {classes[ends[0]]} to {classes[ends[1]]}" if names else ""
+    gan.say(f"{rows} paths{between} of {options.steps} images of {options.model}, seed {options.seed}: {out}")
     return out
 
 

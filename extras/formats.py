@@ -14,6 +14,7 @@ import string
 import struct
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from http.client import HTTPException
@@ -75,6 +76,9 @@ def find_arrays(path: Path, split: str) -> Source | None:
     if path.is_dir():
         if arrays := array_files(path):
             kind, files = next(iter(arrays.items()))
+            beside = (file for file in path.iterdir() if file.is_file() and not gan.is_hidden(file.name))
+            if left_out := Counter(gan.ending(file) for file in beside if file not in files):
+                gan.say_once(f"note: {path}: left out {gan.counted(left_out)}")
             return pick_arrays(*ARRAY_READERS[kind](files), split, path)
         return None
     kind, files = array_kind(path) if path.is_file() else None, [path]
@@ -239,7 +243,11 @@ def read_svhn(files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
     except ImportError:
         raise UserError("needs scipy (pip install scipy)", files[0]) from None
     arrays = {}
-    for file in [file for file in files if not file.name.startswith("extra")] or files:
+    if extra := [file.name for file in files if file.name.startswith("extra") and len(files) > 1]:
+        gan.say_once(
+            f"note: {files[0].parent}: left out {', '.join(extra)}, of easier images; name the file to take it"
+        )
+    for file in [file for file in files if file.name not in extra]:
         try:
             with open_maybe_gzip(file) as stream:
                 found = loadmat(stream, variable_names=("X", "y"))

@@ -10,6 +10,7 @@ A class in between is r = α·r1 + (1 − α)·r2, of the embeddings of two.
 
 import argparse
 import csv
+import importlib.util
 import io
 import json
 import math
@@ -234,6 +235,8 @@ def paths(argv: Sequence[str]) -> dict[str, Any]:
     gan.check_writable("--out", options.out)
     if options.pairs and options.all_pairs:
         raise UserError("does not go with --pairs", "--all-pairs")
+    if options.all_pairs and importlib.util.find_spec("scipy") is None:
+        raise UserError("needs scipy (pip install scipy)", "--all-pairs")
     generator = opened(options, conditional=True)
     names, distances = generator.architecture["classes"], cosine_distances(generator.embeddings())
     if options.pairs:

@@ -2,10 +2,12 @@
 
 import json
 import pickle
+import struct
 import subprocess
 import sys
 import unicodedata
 import weakref
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -329,7 +331,9 @@ def test_translation_says_what_it_leaves_out(tmp_path, capsys):
     assert "1 × .heic" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["@eaDir", "$RECYCLE.BIN", "System Volume Information", ".thumbnails", "lost+found"])
+@pytest.mark.parametrize(
+    "name", ["@eaDir", "$RECYCLE.BIN", "System Volume Information", ".thumbnails", "lost+found", "FOUND.001"]
+)
 def test_what_systems_keep_for_themselves_is_no_data(tmp_path, name):
     for label in ("a", "b"):
         save_all(pictures(2), tmp_path / "d" / label)
@@ -622,3 +626,53 @@ def test_what_was_not_falling_before_does_not_jump(tmp_path, class_folders, caps
     assert gan.main([*TOY, "--data", str(class_folders), "--epochs", "1", "--out", str(tmp_path / "r")]) == 0
     assert gan.main(["--resume", "--out", str(tmp_path / "r"), "--epochs", "3", "--lr-decay"]) == 0
     assert "stood at" not in capsys.readouterr().out
+
+
+def test_what_lies_beside_the_splits_is_said(tmp_path, capsys):
+    gan.say_once.cache_clear()
+    for split in ("train", "test", "val", "extra"):
+        save_all(pictures(3), tmp_path / "d" / split / "a")
+    save_all(pictures(2), tmp_path / "d")
+    assert len(gan.load_images(tmp_path / "d").pixels) == 3
+    gan.load_images(tmp_path / "d", "test")
+    said = capsys.readouterr().out
+    assert said.count("left out 2 × .png, 1 × folder extra/, 1 × folder val/") == 1
+
+
+def test_what_lies_beside_arrays_is_said(tmp_path, capsys):
+    gan.say_once.cache_clear()
+    np.savez(tmp_path / "set.npz", images=pictures(4))
+    (tmp_path / "a.heic").write_bytes(b"a photograph")
+    assert len(gan.load_images(tmp_path).pixels) == 4
+    assert f"note: {tmp_path}: left out 1 × .heic\n" in capsys.readouterr().out
+
+
+def png(depth: int, colour: int, rows: list[bytes], clear: bytes) -> bytes:
+    """A PNG of 2 pixels a row, its transparent colour given, written by hand: Pillow writes none of these kinds."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, len(rows), depth, colour, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"tRNS", clear) + data + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "clear", "expected"),
+    [
+        (2, 0, bytes([0b01_10_0000]), struct.pack(">H", 1), [[255] * 3, [170] * 3]),
+        (4, 0, bytes([0x3C]), struct.pack(">H", 3), [[255] * 3, [204] * 3]),
+        (
+            16,
+            2,
+            struct.pack(">6H", 1000, 2000, 3000, 25700, 0, 65535),
+            struct.pack(">3H", 1000, 2000, 3000),
+            [[255] * 3, [100, 0, 255]],
+        ),
+    ],
+)
+def test_the_transparent_colour_of_png_of_any_depth_is_white(tmp_path, depth, colour, row, clear, expected):
+    (tmp_path / "x.png").write_bytes(png(depth, colour, [row], clear))
+    with Image.open(tmp_path / "x.png") as image:
+        assert np.asarray(gan.as_rgb(image))[0].tolist() == expected
