@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu --data ./cifar10 --out gpu.json
 
-In this order, each written to --out as soon as it is there: the tests marked `gpu` (captured steps train as plain
-ones do); images a second against the textbook loop (plain, captured, captured and compiled; batch 64, 128
-and 512); 50 epochs from start to exit; with several GPUs their efficiency. What fails is said and the rest goes on; the
-exit status then is 1.
+In this order, each written to --out as soon as it is there: the tests marked `gpu` (captured steps train as plain ones
+do); images a second against the textbook loop (plain, captured, captured and compiled; batch 64, 128 and 512); 50
+epochs from start to exit; with several GPUs their efficiency, which may take longer. What fails is said and the rest
+goes on; the exit status then is 1.
 """
 
 import argparse
@@ -15,62 +15,41 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
+import benchmarks
 import rollnumber_04 as gan
 
-ROOT = Path(__file__).resolve().parent.parent
-HOW = {"plain": ["--no-cuda-graph"], "captured": [], "captured and compiled": ["--compile"]}
+HOW = {"plain": "kernels", "captured": "graph", "captured and compiled": "compiled"}  # and its --launch
 
 
-def call(words: list[str], seconds: float) -> tuple[int, str, str]:
-    """Run a Python module or script of this project; returns its status and what it printed."""
+def run(words: list[str], seconds: float) -> benchmarks.Facts:
+    """What a module or the script prints as JSON after whatever notes, else what it says; with its status."""
+    line = [sys.executable, *words]
     try:
-        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(line, cwd=benchmarks.ROOT, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        return 124, "", f"took more than {seconds:.0f} s"
-    return done.returncode, done.stdout, done.stderr
-
-
-def parsed(out: str, err: str) -> dict[str, Any]:
-    """The JSON object that a command has printed after whatever notes; what it said, if it has printed none."""
+        return {"status": 124, "said": f"took more than {seconds:.0f} s"}
     try:
-        return json.loads(out[out.index("{") :])
+        return {"status": done.returncode, **json.loads(done.stdout[done.stdout.index("{") :])}
     except ValueError:
-        return {"said": (out + err)[-3000:]}
+        return {"status": done.returncode, "said": (done.stdout + done.stderr)[-3000:]}
 
 
-def tests(options: argparse.Namespace) -> dict[str, Any]:
-    """The tests that need a GPU."""
-    status, out, err = call(["-m", "pytest", "-q", "-m", "gpu", "--numprocesses", "0"], 120)
-    return {"status": status, "said": (out + err)[-3000:]}
-
-
-def throughput(how: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The loop's images a second, one way."""
-    words = ["-m", "benchmarks.throughput", "--device", options.device, "--rounds", str(options.rounds), "--json"]
-    words += ["--images", str(options.images), "--batch-sizes", *map(str, options.batch_sizes), *HOW[how]]
-    words += ["--data", str(options.data.resolve())] if options.data else []
-    status, out, err = call(words, 300)  # to compile for three sizes takes minutes
-    return {"status": status, **parsed(out, err)}
-
-
-def whole_run(options: argparse.Namespace) -> dict[str, Any]:
-    """A run of 50 epochs as a user types it: seconds from start to exit, and of the loop alone.
+def whole_run(options: argparse.Namespace, common: list[str]) -> benchmarks.Facts:
+    """A run as a user types it: seconds from start to exit, and of the loop alone.
 
     The images have been decoded before, so that they come from the cache, as in a user's second run.
     """
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "run")
+        out, begun = Path(folder, "run"), time.perf_counter()
         words = ["rollnumber_04.py", "--epochs", str(options.epochs), "--seed", "1", "--out", str(out)]
-        words += ["--device", options.device, *(["--data", str(options.data.resolve())] if options.data else [])]
-        begun = time.perf_counter()
-        status, said, err = call(words, 200)
-        result = {"status": status, "seconds": time.perf_counter() - begun, "said": (said[-1500:] + err[-1500:])}
-        if not status:
+        result = run([*words, *common], 200) | {"seconds": time.perf_counter() - begun}
+        if not result["status"]:
             with open(out / "epochs.csv", newline="", encoding="utf-8") as file:
                 rows = [*csv.DictReader(file)]
             result["seconds_of_the_loop"] = sum(float(row["seconds"]) for row in rows)
@@ -78,60 +57,55 @@ def whole_run(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def scaling(options: argparse.Namespace) -> dict[str, Any]:
-    """Several GPUs together; this alone may go past the ten minutes."""
-    counts = [count for count in (1, 2, 4, 8) if count <= torch.cuda.device_count()]
-    words = [
-        "-m",
-        "benchmarks.scaling",
-        "--device",
-        "cuda",
-        "--precision",
-        "bf16",
-        "--iterations",
-        "600",
-        "--rounds",
-        "1",
-        "--json",
-    ]
-    words += ["--processes", *map(str, counts), *(["--data", str(options.data.resolve())] if options.data else [])]
-    status, out, err = call(words, 300)
-    return {"status": status, **parsed(out, err)}
+def parts_of(options: argparse.Namespace) -> dict[str, Callable[[], benchmarks.Facts]]:
+    """What is done, in its order."""
+    common = ["--device", options.device.type]
+    common += ["--data", str(options.data.resolve())] if options.data else []
+    gpus = torch.cuda.device_count() if options.device.type == "cuda" else 0
+    words = ["-m", "benchmarks.throughput", "--json", "--rounds", str(options.rounds), "--images", str(options.images)]
+    words += ["--batch-sizes", *map(str, options.batch_sizes), *common]
+    parts: dict[str, Callable[[], benchmarks.Facts]] = {}
+    if gpus:
+        parts["tests"] = partial(run, ["-m", "pytest", "-q", "-m", "gpu", "--numprocesses", "0"], 120)
+    for how, launch in HOW.items():  # to compile for three sizes takes minutes
+        parts[f"throughput, {how}"] = partial(run, [*words, "--launch", launch], 300)
+    parts["whole run"] = partial(whole_run, options, common)
+    if gpus > 1:
+        counts = [str(count) for count in (1, 2, 4, 8) if count <= gpus]
+        words = ["-m", "benchmarks.scaling", "--json", "--processes", *counts, "--rounds", "1", *common]
+        parts["scaling"] = partial(run, [*words, "--iterations", "600", "--precision", "bf16"], 300)
+    return parts
 
 
-def main() -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=gan.some_path, help="images in any layout; drawn shapes of 32×32 if left out")
-    parser.add_argument("--out", type=gan.some_path, required=True, help="the JSON file with all that was found")
-    parser.add_argument("--device", default="cuda", help="cpu tries this program itself, without what needs a GPU")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 128, 512])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=19_200, help="that each loop sees in a round")
-    parser.add_argument("--epochs", type=int, default=50, help="of the whole run")
-    options = parser.parse_args()
-    on_gpu = options.device != "cpu"
-    if on_gpu and not torch.cuda.is_available():
-        print("--device cuda: there is no NVIDIA GPU here; --device cpu tries the rest", file=sys.stderr)
-        return 2
-    facts: dict[str, Any] = {
-        "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
-        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "torch": str(torch.__version__),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    parts = {"tests": tests} if on_gpu else {}
-    parts |= {f"throughput, {how}": lambda o, how=how: throughput(how, o) for how in HOW}
-    parts |= {"whole run": whole_run}
-    parts |= {"scaling": scaling} if on_gpu and torch.cuda.device_count() > 1 else {}
-    for name, part in parts.items():
+def measure(options: argparse.Namespace) -> benchmarks.Facts:
+    """All parts, and which of them have failed."""
+    facts: benchmarks.Facts = {"failed": []}
+    for name, part in parts_of(options).items():
         begun = time.perf_counter()
-        facts[name] = part(options)
-        took = time.perf_counter() - begun
-        print(f"{name}: {'done' if not facts[name]['status'] else 'FAILED'} in {took:.0f} s", flush=True)
-        options.out.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    return int(any(facts[name]["status"] for name in parts))
+        facts[name] = part()
+        facts["failed"] += [name] if facts[name]["status"] else []
+        word = "FAILED" if facts[name]["status"] else "done"
+        print(f"{name}: {word} in {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
+        if options.out:
+            gan.save_output("--out", options.out, json.dumps(facts, indent=2).encode())
+    return facts
+
+
+def text(facts: benchmarks.Facts) -> str:
+    """What has failed; the parts are said as they come."""
+    return f"failed: {', '.join(facts['failed'])}" if facts["failed"] else "nothing has failed"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = benchmarks.make_parser("gpu", __doc__, device="cuda")  # cpu tries this program itself
+    add, count = parser.add_argument, gan.number(int, 1, 10**7)
+    add("--batch-sizes", type=count, nargs="+", default=[64, 128, 512], metavar="N")
+    add("--rounds", type=count, default=5, metavar="N", help="of the loops (5)")
+    add("--images", type=count, default=19_200, metavar="N", help="that each loop sees in a round (19200)")
+    add("--epochs", type=count, default=50, metavar="N", help="of the whole run (50)")
+    return benchmarks.call(parser, measure, text, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    gan.exit_with(main)

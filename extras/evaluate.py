@@ -12,8 +12,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 import rollnumber_04 as gan
-from rollnumber_04 import BaseGenerator, Images, UserError
+from extras import cache
+from rollnumber_04 import BaseGenerator, Config, Images, UserError
 
 FEATURES, LOGITS = "2048", "logits_unbiased"  # torch-fidelity's names of Inception's layers
 NETWORK = "inception-v3-compat of torch-fidelity"
@@ -50,7 +52,7 @@ class Inception:
                 raise ValueError("there is no such file")
             if weights:  # of any origin; the library itself would run what a pickle says
                 state = torch.load(weights, map_location="cpu", weights_only=True)
-                if wrong := gan.difference(state, state, "weights"):
+                if wrong := gan.mismatch(state, state, "weights"):
                     raise ValueError(wrong)
             self.network = utils.create_feature_extractor(
                 "inception-v3-compat",
@@ -101,11 +103,11 @@ def reference_features(inception: Inception, pixels: Tensor, name: str) -> Tenso
     `name` tells data, split, size and number; the weights' digest is added.
     """
     name = f"{name}-{FEATURES}-{inception.digest}"
-    if (found := gan.load_cached(name)) and "features" in found:
+    if (found := cache.load(name)) and "features" in found:
         return found["features"]
     pieces = (piece.numpy() for piece in pixels.cpu().split(gan.GENERATE_BATCH))
     features = inception.features(pieces, len(pixels), "real images")[FEATURES]
-    gan.save_cached(name, {"features": features})
+    cache.save(name, {"features": features})
     return features
 
 
@@ -117,7 +119,7 @@ def real_sample(images: Images, count: int) -> tuple[Tensor, str]:
 
 
 def quality(fake: dict[str, Tensor], real: Tensor, inception: Inception, seed: int = 0) -> dict[str, float]:
-    """What torch-fidelity finds in the features (and logits) of at least FEWEST samples and FEWEST real images.
+    """What torch-fidelity finds in the features (and logits) of at least MIN_IMAGES samples and as many real images.
 
     FID (Heusel et al. 2017); KID over subsets of 1,000, or half of the images (Bińkowski et al. 2018); precision and
     recall of the 3rd neighbour (Kynkäänniemi et al. 2019, who take VGG's features); with logits the inception score
@@ -171,25 +173,25 @@ def as_drawn(images: Images, channels: int, flag: str) -> tuple[Images, dict[str
 
 
 def fid_during(
-    options: argparse.Namespace, images: Images, device: torch.device
+    config: Config, images: Images, device: torch.device
 ) -> tuple[Callable[[BaseGenerator], float], dict[str, Any]]:
     """What `evaluate_every` calls: the FID of `evaluate_samples` samples against at most as many training images.
 
     And all that it depends on, for options.json.
     """
-    inception = Inception(options.inception_weights, device)
+    inception = Inception(config.inception_weights, device)
     from torch_fidelity import metric_fid  # which there is, then
 
-    real = reference_features(inception, *real_sample(images, options.evaluate_samples))
-    of_real, count = metric_fid.fid_features_to_statistics(real), options.evaluate_samples
+    real = reference_features(inception, *real_sample(images, config.evaluate_samples))
+    of_real, count = metric_fid.fid_features_to_statistics(real), config.evaluate_samples
 
     def fid(generator: BaseGenerator) -> float:
-        fake = inception.features(generator.stream(count, seed=options.seed), count, "FID")[FEATURES]
+        fake = inception.features(gan.stream(generator, count, seed=config.seed), count, "FID")[FEATURES]
         both = (metric_fid.fid_features_to_statistics(fake), of_real)
         return metric_fid.fid_statistics_to_metric(*both, verbose=False)["frechet_inception_distance"]
 
     facts = {"n_fake": count, "n_real": len(real), "network": NETWORK, "weights": inception.digest, "resize": RESIZE}
-    return fid, facts | {"seed": options.seed, "data_images": images.found}
+    return fid, facts | {"seed": config.seed, "data_images": images.found}
 
 
 def labelled_samples(
@@ -197,7 +199,7 @@ def labelled_samples(
 ) -> tuple[Tensor, np.ndarray | None]:
     """Samples uint8 n×H×W×C, classes in turn, and their labels; None if the generator is not conditional."""
     samples = torch.from_numpy(generator.generate(count, seed=seed, truncation=truncation))
-    return samples.reshape(*samples.shape[:3], -1), generator.labels_for(None, 0, count)
+    return samples.reshape(*samples.shape[:3], -1), generator.labels(None, 0, count)
 
 
 def judged(discriminator: gan.Discriminator, pixels: Tensor, asked: np.ndarray | None) -> dict[str, Any]:
@@ -206,9 +208,8 @@ def judged(discriminator: gan.Discriminator, pixels: Tensor, asked: np.ndarray |
     `chi2` is that of the classes' counts against equal ones, with classes - 1 degrees of freedom.
     """
     classes, channels = (discriminator.architecture[key] for key in ("classes", "channels"))
-    probabilities, found = (
-        discriminator.classify(gan.with_channels(Images(pixels, None, ()), channels).pixels).softmax(1).max(1)
-    )
+    pixels = gan.with_channels(Images(pixels, None, ()), channels).pixels
+    probabilities, found = gan.class_logits(discriminator, pixels).softmax(1).max(1)
     counts, even = torch.bincount(found.cpu(), minlength=len(classes)), len(pixels) / len(classes)
     result = {
         "samples": len(pixels),
@@ -221,28 +222,30 @@ def judged(discriminator: gan.Discriminator, pixels: Tensor, asked: np.ndarray |
     return result
 
 
-def add_arguments(add: Callable[..., Any]) -> None:
-    """The arguments of `evaluate` besides the model."""
-    add("--data", type=gan.some_path, metavar="PATH", help="real images; drawn shapes if left out")
-    add("--split", choices=("train", "test", "all"), default="train", help="of the real images")
-    add("--samples", type=gan.whole(gan.FEWEST, 10**7), default=50_000, metavar="N", help="generated images")
-    add("--reference", type=gan.whole(gan.FEWEST, 10**7), metavar="N", help="real images; all if left out")
-    add("--seed", type=gan.whole(0, 2**31 - 1), default=0, help="of the samples")
-    add("--inception-weights", **gan.WEIGHTS)
-    add("--neighbours", type=gan.some_path, metavar="PNG", help="draw 16 samples, each with its 5 nearest real images")
-    add(
-        "--judge",
-        action=argparse.BooleanOptionalAction,
-        help="train a classifier on the real images and let it name the samples' classes; of a conditional model "
-        "unless told not to",
-    )
-    add("--skip-unreadable", action="store_true", help="leave damaged images out instead of stopping")
-    add("--cache", **gan.CACHE)
-    add("--json", action="store_true", help="print one JSON object and nothing else")
-
-
-def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+def evaluate(argv: Sequence[str], program: str) -> dict[str, Any]:
     """The command `evaluate`: prints, and returns, what a generator's samples are worth and how it was measured."""
+    description = "Measure a generator against real images: FID, KID, precision and recall, by torch-fidelity."
+    parser = gan.Parser(f"{program} evaluate", description)
+    gan.add_drawing(parser)
+    add = parser.add_argument
+    add("--data", type=gan.some_path, metavar="PATH", help="real images; drawn shapes if omitted")
+    add("--split", choices=("train", "test", "all"), default="train", help="part of the real images (train)")
+    add(
+        "--samples",
+        type=gan.number(int, gan.MIN_IMAGES, 10**7),
+        default=50_000,
+        metavar="N",
+        help="generated images (50000)",
+    )
+    add("--reference", type=gan.number(int, gan.MIN_IMAGES, 10**7), metavar="N", help="real images; all if omitted")
+    weights = "torch-fidelity's Inception weights; it fetches them if omitted"
+    add("--inception-weights", type=gan.some_path, metavar="FILE", help=weights)
+    add("--neighbours", type=gan.some_path, metavar="PNG", help="draw 16 samples, each with its 5 nearest real images")
+    judge = "train a classifier on the real images and let it name the samples' classes; done for a conditional model"
+    add("--judge", action=argparse.BooleanOptionalAction, help=judge)
+    add("--skip-unreadable", action="store_true", help="leave damaged images out instead of stopping")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
+    options = parser.parse_args(argv)
     with redirect_stdout(sys.stderr if options.json else sys.stdout):
         result = measure_model(options)
     print(json.dumps(result) if options.json else evaluation_text(result))
@@ -256,10 +259,11 @@ def measure_model(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError("must name a .png file", f"--neighbours {picture}")
     if picture:
         gan.check_writable("--neighbours", picture.parent)
-    generator = gan.load_network(options.model, "generator", device, options.recipe)
-    size, channels, asked = (generator.architecture[key] for key in ("image_size", "channels", "classes"))
+    generator = gan.load_generator(options.model, device)
+    size, channels = (generator.architecture[key] for key in ("image_size", "channels"))
+    asked = [*generator.classes]
     with gan.named("--data"):
-        images = gan.load_images(options.data, options.split, size, options.skip_unreadable, options.cache)
+        images = gan.load_images(options.data, options.split, size, options.skip_unreadable)
     images, of_images = as_drawn(images, channels, f"--data {options.data}")
     judge = bool(asked) if options.judge is None else options.judge
     if judge and (len(images.classes) < 2 or (asked and [*images.classes] != asked)):
@@ -269,7 +273,7 @@ def measure_model(options: argparse.Namespace) -> dict[str, Any]:
     classes = judge_samples(generator, images, device, options) if judge else None
     pixels, name = real_sample(images, options.reference or len(images.pixels))
     real = reference_features(inception, pixels, name)
-    samples = generator.stream(options.samples, seed=options.seed, truncation=options.truncation)
+    samples = gan.stream(generator, options.samples, seed=options.seed, truncation=options.truncation)
     fake = inception.features(samples, options.samples, "samples")
     result = {
         "model": str(options.model),
@@ -326,31 +330,30 @@ def judge_samples(
     generator: BaseGenerator, images: Images, device: torch.device, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Train a multi-task run's head on the real images, and let it name the classes of `samples`, 10,000 at most."""
-    words = (
-        f"--multitask --loss bce --width-d 64 --epochs {JUDGE_EPOCHS} --seed 0 --image-size {images.pixels.shape[1]}"
-    )
-    training = gan.parse_options(words.split())
-    for name in ("data", "split", "skip_unreadable", "cache"):
-        setattr(training, name, getattr(options, name))
-    training.validation_split = None if options.split == "train" else 0.1
+    share = None if options.split == "train" else 0.1
+    config = Config(
+        data=options.data, skip_unreadable=options.skip_unreadable, image_size=images.pixels.shape[1], seed=0,
+        multitask=True, validation_split=share, loss="bce", width_d=64, epochs=JUDGE_EPOCHS, precision="fp32",
+    )  # fmt: skip
     try:
-        images, held = gan.load_validation(training, images)
+        config, images, held = gan.load_validation(config, images)
     except UserError as error:
         why = f"no classifier can be trained on the data ({error})"
         raise UserError(f"{why}; --no-judge leaves it out", "--judge") from None
-    training.batch_size = min(training.batch_size, len(images.pixels))
-    channels = images.pixels.shape[3]
-    run = gan.make_run(training, channels, device, False, images.classes)  # in float32, the same everywhere
-    images, steps = gan.on_device(images, device), len(images.pixels) // training.batch_size
-    with gan.progress_bar(total=JUDGE_EPOCHS * steps, desc="classifier", unit="step", leave=False) as bar:
-        while run.epoch < JUDGE_EPOCHS:
-            for row in gan.train_leg(run, images, steps, training):
-                bar.update(row["step"] - bar.n)
-            run.epoch, run.seen = run.epoch + 1, 0
-    _, accuracy, _ = gan.validate(run.averages["discriminator"], held)
+    config = replace(config, batch_size=min(config.batch_size, len(images.pixels)))
+    model = gan.GAN(config, images.pixels.shape[3], images.classes).on(device)
+    run = gan.Run(model, gan.on_device(images, device), held, None, {})
+    run.total = JUDGE_EPOCHS * (len(images.pixels) // run.of_step)
+    with gan.progress_bar(total=run.total, desc="classifier", unit="step", leave=False) as bar:
+        iterate = gan.launcher(model, run.images)
+        for index in gan.batches(run):
+            iterate(run.images, index)
+            run.count_step()
+            bar.update()
+    _, accuracy, _ = gan.validate(model.averages["discriminator"], held)
     count = min(options.samples, 10_000)
     samples = labelled_samples(generator, count, options.seed, options.truncation)
-    said = judged(run.averages["discriminator"], *samples)
+    said = judged(model.averages["discriminator"], *samples)
     return {"classifier_accuracy": accuracy, "classifier_validated_on": len(held.labels), **said}
 
 

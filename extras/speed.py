@@ -1,81 +1,117 @@
 """Faster steps on a GPU: a whole step as one CUDA graph, and kernels that torch.compile fuses."""
 
-import argparse
+from __future__ import annotations
+
 from collections.abc import Callable
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 
 import rollnumber_04 as gan
-from rollnumber_04 import Images, Run, UserError
+from rollnumber_04 import GAN, Images, UserError
 
 GRAPH_AFTER = 3  # iterations, in which kernels are chosen and optimizers make their state, before one is captured
 
 
-def compile_networks(run: Run) -> None:
-    """Let torch.compile fuse the networks' kernels where training calls them. Raises UserError if it cannot here."""
-    try:  # a small network, to find out now whether there is a compiler for this device
+def check_compiler(device: torch.device) -> None:
+    """Raise UserError if torch.compile does not work on a device."""
+    try:  # a small network, to find out before anything else whether there is a compiler
         torch._dynamo.reset()  # what another run of this process has compiled counts against a limit
-        torch.compile(nn.Tanh())(torch.zeros(2, device=run.rng.device))
+        torch.compile(nn.Tanh())(torch.zeros(2, device=device))
     except Exception as error:  # of whichever of the compiler's parts
-        raise UserError(f"torch.compile does not work here ({gan.complaint(error)})"[:300], "--compile") from None
-    for network in run.networks.values():
-        for part in (network.features, network.score) if isinstance(network, gan.Discriminator) else (network,):
+        what = f"torch.compile does not work here ({gan.complaint(error)})"[:300]
+        raise UserError(what, "--launch compiled") from None
+
+
+def compile_networks(model: GAN) -> None:
+    """Let torch.compile fuse the networks' kernels where training calls them."""
+    for name in model.networks:
+        network = getattr(model, name)
+        parts = (network.features, network.score) if isinstance(network, gan.Discriminator) else (network,)
+        for part in parts:
             part.compile(dynamic=False)
 
 
-def why_not_captured(run: Run, images: Images) -> str:
+def why_not_captured(model: GAN, images: Images) -> str:
     """Why an iteration cannot be a CUDA graph; "" if it can."""
-    if any(part and part.pixels.device.type != "cuda" for part in (images, images.other)):
+    if model.rng.device.type != "cuda":
+        return "there is no CUDA GPU"
+    tensors = (getattr(images, part.name) for part in fields(images))
+    if any(isinstance(tensor, Tensor) and tensor.device.type != "cuda" for tensor in tensors):
         return "the data is in host memory"
     if torch.version.hip:
-        return "not on AMD's GPUs yet"
+        return "AMD's GPUs are not tried yet"
     return "several processes share the work" if gan.process_count() > 1 else ""
 
 
-def capture(run: Run, images: Images, options: argparse.Namespace) -> Callable[[Tensor], None]:
-    """`iteration` as a CUDA graph: its few hundred kernels in one launch, on the images of the index it is called with.
+class Launcher:
+    """`GAN.iterate`, compiled if the options say so, and after GRAPH_AFTER iterations as a CUDA graph if it can be."""
+
+    def __init__(self, model: GAN, images: Images):
+        self.model, self.captured, self.plain = model, None, 0
+        if model.config.launch == "compiled":
+            compile_networks(model)
+        why = why_not_captured(model, images)
+        self.may_capture = not why
+        if why and model.rng.device.type == "cuda":
+            gan.say(f"note: steps are launched one kernel at a time, for {why}")
+
+    def __call__(self, images: Images, index: Tensor) -> None:
+        if not all(pool.is_full for pool in self.model.pools.values()):
+            self.plain = 0
+        if self.may_capture and self.captured is None and self.plain >= GRAPH_AFTER:
+            self.captured = capture_or_say(self.model, images, index)
+            self.may_capture = self.captured is not None
+        self.plain += 1
+        if self.captured:
+            self.captured(index)
+        else:
+            self.model.iterate(images, index)
+
+
+def capture(model: GAN, images: Images, index: Tensor) -> Callable[[Tensor], None]:
+    """`iterate` as a CUDA graph: its few hundred kernels in one launch, on the images of the index it is called with.
 
     The iterations before it have made all that is made once; capturing itself trains nothing.
     """
-    index = torch.zeros(options.d_steps, options.batch_size, dtype=torch.int64, device=run.rng.device)
+    of_graph = torch.zeros_like(index)
     graph = torch.cuda.CUDAGraph()
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):  # from then on a graph finds its generators itself
-        graph.register_generator_state(run.rng)
+        graph.register_generator_state(model.rng)
     with torch.cuda.graph(graph):
-        gan.iteration(run, images, index, options)
+        model.iterate(images, of_graph)
 
     def replay(other: Tensor) -> None:
-        index.copy_(other)
+        of_graph.copy_(other)
         graph.replay()
 
     return replay
 
 
-def capture_or_say(run: Run, images: Images, options: argparse.Namespace) -> Callable[[Tensor], None] | None:
+def capture_or_say(model: GAN, images: Images, index: Tensor) -> Callable[[Tensor], None] | None:
     """`capture`, or None if it raises anything: what it has changed is put back, and plain steps go on.
 
     None of a failed graph's kernels has run, so that weights, averages, sums and the optimizers' states are untouched.
     """
-    device, get_state, set_state = run.rng.device, *gan.default_rng(run.rng.device)
-    states = run.rng.get_state(), get_state()
-    parameters = [parameter for network in run.networks.values() for parameter in network.parameters()]
+    device, get_state, set_state = model.rng.device, *gan.default_rng(model.rng.device)
+    states = model.rng.get_state(), get_state()
+    parameters = [parameter for name in model.networks for parameter in getattr(model, name).parameters()]
     flags = [parameter.requires_grad for parameter in parameters]
     try:
-        return capture(run, images, options)
+        return capture(model, images, index)
     except Exception as error:  # of a driver, an operation, an option: a run must not die of an optimisation
         if device.type == "cuda":
-            torch.cuda.set_stream(
-                torch.cuda.default_stream(device)
-            )  # torch stays on its own where ending a capture fails
+            # torch stays on its own stream where ending a capture fails
+            torch.cuda.set_stream(torch.cuda.default_stream(device))
             torch.cuda.synchronize(device)
             # Up to torch 2.13 a generator may take itself to be captured still: others take their places.
-            run.rng = torch.Generator(device)
+            model.rng = torch.Generator(device)
             torch.cuda.default_generators[device.index].graphsafe_set_state(torch.Generator(device))
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
             parameter.grad = None
-        run.rng.set_state(states[0])
+        model.rng.set_state(states[0])
         set_state(states[1])
         why = f"for no CUDA graph can be made here: {gan.complaint(error)}"
         gan.say(f"note: steps are launched one kernel at a time, {why}"[:300])

@@ -8,6 +8,8 @@
 A class in between is r = α·r1 + (1 − α)·r2, of the embeddings of two.
 """
 
+from __future__ import annotations
+
 import argparse
 import csv
 import importlib.util
@@ -25,19 +27,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 import rollnumber_04 as gan
-from extras import evaluate as evaluation
-from extras import explore
-from labs import biggan, pretrained
+from labs import biggan, parts, pretrained
 from rollnumber_04 import UserError, say
 
+WEIGHTS = dict(
+    type=gan.some_path, metavar="FILE", help="torch-fidelity's Inception weights; it fetches them if omitted"
+)
 
-def command_parser(
-    name: str, described: str, out: str, rows: int | None = None, foreign: bool = True, measures: bool = True
-) -> gan.Parser:
-    """The command line that the lab's own commands share: model (also a `foreign` one), result, noise of `rows`."""
+
+def command_parser(name: str, described: str, out: str, foreign: bool = True, measures: bool = True) -> gan.Parser:
+    """The command line that the lab's own commands share: model (also a `foreign` one), result, device."""
     parser = gan.Parser(f"labs.biggan {name}", described)
     add = parser.add_argument
     kind = dict(type=gan.some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
@@ -48,14 +51,18 @@ def command_parser(
     add("--out", type=gan.some_path, required=True, metavar="PATH", help=out)
     if measures:
         add("--json", action="store_true", help="print one JSON object and nothing else")
-    if rows:
-        least = 3 if measures else 2  # with two there is no way whose shape could be measured
-        add("--alphas", type=gan.whole(least, 1000), default=8, help="images on a path, both ends among them")
-        add("--rows", type=gan.whole(1, 100), default=rows, help="of a sheet, each with its own z")
-        add("--truncation", type=gan.real(0, 10, True), metavar="T", help="noise from -T … T")
-        add("--seed", type=gan.whole(0, 2**31 - 1), default=0, help="of the noise")
-    add("--device", **gan.DEVICE)
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 … or mps (auto)")
     return parser
+
+
+def add_path_options(parser: gan.Parser, rows: int, least: int) -> None:
+    """The arguments of commands that draw paths: `least` images on a path or more, sheets of `rows`, their noise."""
+    add = parser.add_argument
+    add("--alphas", type=gan.number(int, least, 1000), default=8, help="images on a path, both ends among them (8)")
+    add("--rows", type=gan.number(int, 1, 100), default=rows, help=f"rows of a sheet, each with its own z ({rows})")
+    truncation = "draw noise from -T … T only: less variety, better images"
+    add("--truncation", type=gan.number(float, 0, 10, above=True), metavar="T", help=truncation)
+    add("--seed", type=gan.number(int, 0, 2**31 - 1), default=0, help="seed of the noise (0)")
 
 
 def measuring(command: Callable[[Sequence[str]], dict[str, Any]]) -> Callable[[Sequence[str]], None]:
@@ -72,34 +79,52 @@ def measuring(command: Callable[[Sequence[str]], dict[str, Any]]) -> Callable[[S
     return call
 
 
-def opened(options: argparse.Namespace, conditional: bool = False) -> biggan.Generator | pretrained.PretrainedGenerator:
+def opened(options: argparse.Namespace, conditional: bool = True) -> biggan.Generator | pretrained.PretrainedGenerator:
     """The generator that a command is to use, which may have to be conditional. Raises UserError."""
     device = gan.choose_device(options.device)
     if (options.model is None) == (options.pretrained is None):
         raise UserError("give one of MODEL and --pretrained FOLDER")
     if options.pretrained is not None:
         return pretrained.load_pretrained(options.pretrained, getattr(options, "truncation", None) or 1.0, device)
-    generator = gan.load_network(options.model, "generator", device, biggan.RECIPE)
-    if conditional and not generator.architecture["classes"]:
+    generator = gan.load_generator(options.model, device)
+    if not isinstance(generator, biggan.Generator):
+        raise UserError("is no model of labs.biggan", options.model)
+    if conditional and not generator.classes:
         raise UserError("is not conditional: it has no embeddings of classes", options.model)
     return generator
 
 
-def interpolate(argv: Sequence[str]) -> Path:
-    """The command `interpolate`: a sheet of rows of z and columns of α, r = α·r1 + (1 - α)·r2. Raises UserError."""
+def interpolate(argv: Sequence[str]) -> None:
+    """The command `interpolate`: a row for each z, r = α·r1 + (1 - α)·r2 from left to right, or a GIF of the rows.
+
+    Raises UserError.
+    """
     described = "Draw what lies between two classes."
-    parser = command_parser("interpolate", described, "x.png (a sheet) or x.gif", 8, measures=False)
+    parser = command_parser("interpolate", described, "x.png (a sheet) or x.gif", measures=False)
+    add_path_options(parser, rows=8, least=2)
     parser.add_argument("--classes", required=True, metavar="A,B", help="names or numbers: from A (α = 1) to B (α = 0)")
     options = parser.parse_args(argv)
-    script = argparse.Namespace(
-        **vars(options) | {"labels": options.classes, "steps": options.alphas, "spherical": False}
-    )
-    script.model = options.model or options.pretrained
-    try:
-        return explore.interpolate(script, opened(options))
-    except UserError as error:
-        error.about = error.about.replace("--labels", "--classes").replace("--steps", "--alphas")
-        raise
+    out, kind, alphas, rows, seed = options.out, options.out.suffix.lower(), options.alphas, options.rows, options.seed
+    if kind not in (".png", ".gif"):
+        raise UserError("must end in .png or .gif", f"--out {out}")
+    if out.is_dir():
+        raise UserError("is a folder", f"--out {out}")
+    gan.check_writable("--out", out.parent)
+    if rows * alphas > 10_000:
+        raise UserError(f"{rows} rows of them are more than 10,000 images", f"--alphas {alphas}")
+    generator = opened(options)
+    pair = pair_of(generator, options.classes, "--classes")
+    columns = path_images(generator, pair, alphas, rows, seed, options.truncation)
+    stream = io.BytesIO()
+    if kind == ".png":
+        path_sheet(columns).save(stream, "PNG")
+    else:  # there and back
+        frames = [gan.sheet(column).quantize(128) for column in (*columns, *columns[-2:0:-1])]
+        frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:], duration=100, loop=0)
+    gan.save_output("--out", out, stream.getvalue())
+    of_classes = " to ".join(generator.classes[number] for number in pair)
+    of_model = f"{options.model or options.pretrained}, seed {seed}"
+    say(f"{rows} paths from class {of_classes} of {alphas} images of {of_model}: {out}")
 
 
 def cosine_distances(embeddings: Tensor) -> np.ndarray:
@@ -134,13 +159,13 @@ def embeddings(argv: Sequence[str]) -> dict[str, Any]:
     """The command `embeddings`: the classes by t-SNE and their cosine distances, in a picture. Raises UserError."""
     described = "Draw the embeddings of the classes: t-SNE, and their cosine distances."
     parser = command_parser("embeddings", described, "a .png file")
-    parser.add_argument("--seed", type=gan.whole(0, 2**31 - 1), default=0, help="of t-SNE")
+    parser.add_argument("--seed", type=gan.number(int, 0, 2**31 - 1), default=0, help="seed of t-SNE (0)")
     options = parser.parse_args(argv)
     if options.out.suffix.lower() != ".png":
         raise UserError("must end in .png", f"--out {options.out}")
     gan.check_writable("--out", options.out.parent)
-    generator = opened(options, conditional=True)
-    rows, names = generator.embeddings().cpu(), generator.architecture["classes"]
+    generator = opened(options)
+    rows, names = generator.embeddings().cpu(), generator.classes
     if len(names) < 4:
         raise UserError(f"has {len(names)} classes; t-SNE takes 4 or more", options.model or options.pretrained)
     distances = cosine_distances(rows)
@@ -195,12 +220,17 @@ def path_images(
     generator: gan.BaseGenerator, pair: Sequence[int], alphas: int, count: int, seed: int, truncation: float | None
 ) -> np.ndarray:
     """Uint8 images alphas×count×H×W[×3] between two classes, from the first to the second, at noises 0 … count - 1."""
-    z = generator.noise(seed, 0, count, truncation)
-    ends = gan.one_hot(torch.tensor(pair), len(generator.architecture["classes"]))
+    z, _ = generator.inputs(seed, 0, count, truncation=truncation)
+    ends = parts.one_hot(torch.tensor(pair), len(generator.classes))
     shares = torch.linspace(1, 0, alphas).tolist()
     mixtures = [(share * ends[0] + (1 - share) * ends[1]).expand(count, -1) for share in shares]
     pieces = [zip(z.split(gan.GENERATE_BATCH), y.split(gan.GENERATE_BATCH), strict=True) for y in mixtures]
-    return np.stack([np.concatenate([generator.draw(*part) for part in parts]) for parts in pieces])
+    return np.stack([np.concatenate([gan.draw_images(generator, *piece) for piece in of_y]) for of_y in pieces])
+
+
+def path_sheet(images: np.ndarray) -> Image.Image:
+    """Paths alphas×count×H×W[×3] as a sheet with a path a row."""
+    return gan.sheet(images.swapaxes(0, 1).reshape(-1, *images.shape[2:]), len(images))
 
 
 def smoothness(features: Tensor) -> dict[str, float]:
@@ -223,12 +253,13 @@ def smoothness(features: Tensor) -> dict[str, float]:
 @measuring
 def paths(argv: Sequence[str]) -> dict[str, Any]:
     """The command `paths`: sheets of paths between classes, and how smooth they are. Raises UserError."""
-    parser = command_parser("paths", "Measure how smooth the paths between classes are.", "a new folder", 4)
+    parser = command_parser("paths", "Measure how smooth the paths between classes are.", "a new folder")
+    add_path_options(parser, rows=4, least=3)  # with two images there is no way whose shape could be measured
     add = parser.add_argument
-    add("--pairs", nargs="+", metavar="A,B", help="names or numbers; the two nearest and the two farthest if left out")
+    add("--pairs", nargs="+", metavar="A,B", help="names or numbers; the two nearest and the two farthest if omitted")
     add("--all-pairs", action="store_true", help="of all classes; then also whether near ones have smoother paths")
-    add("--samples", type=gan.whole(2, 10_000), default=32, help="paths of each pair, each with its own z")
-    add("--inception-weights", **gan.WEIGHTS)
+    add("--samples", type=gan.number(int, 2, 10_000), default=32, help="paths of each pair, each with its own z (32)")
+    add("--inception-weights", **WEIGHTS)
     options = parser.parse_args(argv)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError("is there already; name a new folder", f"--out {options.out}")
@@ -237,10 +268,10 @@ def paths(argv: Sequence[str]) -> dict[str, Any]:
         raise UserError("does not go with --pairs", "--all-pairs")
     if options.all_pairs and importlib.util.find_spec("scipy") is None:
         raise UserError("needs scipy (pip install scipy)", "--all-pairs")
-    generator = opened(options, conditional=True)
-    names, distances = generator.architecture["classes"], cosine_distances(generator.embeddings())
+    generator, evaluation = opened(options), gan.extra("evaluate")
+    names, distances = generator.classes, cosine_distances(generator.embeddings())
     if options.pairs:
-        wanted = [pair_of(generator, words) for words in options.pairs]
+        wanted = [pair_of(generator, words, "--pairs") for words in options.pairs]
         pairs = [*{frozenset(pair): pair for pair in wanted}.values()]  # each once, whichever way
     else:
         pairs = pairs_by_distance(distances)
@@ -256,9 +287,8 @@ def paths(argv: Sequence[str]) -> dict[str, Any]:
         found.append({"pair": title, "cosine distance": float(distances[tuple(pair)])})
         found[-1] |= smoothness(features.unflatten(0, images.shape[:2]))
         found[-1]["pixel detour"] = smoothness(torch.from_numpy(images).flatten(2).float())["detour"]
-        rows = images[:, : options.rows].swapaxes(0, 1)
         stream = io.BytesIO()
-        gan.sheet(rows.reshape(-1, *images.shape[2:]), options.alphas).save(stream, "PNG")
+        path_sheet(images[:, : options.rows]).save(stream, "PNG")
         name = f"{number:0{len(str(len(pairs)))}}-{safe_name(title)}.png"  # a listing has their order
         gan.save_output("--out", options.out / name, stream.getvalue())
     save_table(options.out / "paths.csv", found)
@@ -284,15 +314,15 @@ def paths(argv: Sequence[str]) -> dict[str, Any]:
     return facts
 
 
-def pair_of(generator: gan.BaseGenerator, words: str) -> tuple[int, int]:
-    """The numbers of two classes that are named with a comma between them. Raises UserError."""
-    parts = [part.strip() for part in words.split(",")]
-    if len(parts) != 2:
-        raise UserError("takes two classes with a comma between them", f"--pairs {words}")
-    with gan.named("--pairs"):
-        first, second = (gan.class_number(part, generator.architecture["classes"]) for part in parts)
+def pair_of(generator: gan.BaseGenerator, words: str, flag: str) -> tuple[int, int]:
+    """The numbers of two classes that a flag names with a comma between them. Raises UserError."""
+    names = [name.strip() for name in words.split(",")]
+    if len(names) != 2:
+        raise UserError("takes two classes with a comma between them", f"{flag} {words}")
+    with gan.named(flag):
+        first, second = (parts.class_number(name, generator.classes) for name in names)
     if first == second:
-        raise UserError("is one class; there is nothing between", f"--pairs {words}")
+        raise UserError("is one class; there is nothing between", f"{flag} {words}")
     return first, second
 
 
@@ -307,14 +337,16 @@ def truncation(argv: Sequence[str]) -> dict[str, Any]:
     described = "Measure what truncated noise gives and takes: fidelity (precision) and variety (recall)."
     parser = command_parser("truncation", described, "a .png file; a .csv of its name is written, too", foreign=False)
     add = parser.add_argument
-    add("--data", type=gan.some_path, metavar="PATH", help="real images; drawn shapes if left out")
-    many = dict(type=gan.real(0, 10, True), nargs="+", default=[0.25, 0.5, 0.75, 1.0, 1.5, 2.0], metavar="T")
-    add("--truncations", **many, help="beside none")
-    add("--samples", type=gan.whole(gan.FEWEST, 10**7), default=2000, metavar="N", help="for each")
-    add("--reference", type=gan.whole(gan.FEWEST, 10**7), metavar="N", help="real images; all if left out")
-    add("--seed", type=gan.whole(0, 2**31 - 1), default=0, help="of the noise")
+    add("--data", type=gan.some_path, metavar="PATH", help="real images; drawn shapes if omitted")
+    several = "truncations to measure, beside none (0.25 0.5 0.75 1 1.5 2)"
+    many = dict(type=gan.number(float, 0, 10, above=True), nargs="+", default=[0.25, 0.5, 0.75, 1.0, 1.5, 2.0])
+    add("--truncations", **many, metavar="T", help=several)
+    counted = gan.number(int, gan.MIN_IMAGES, 10**7)
+    add("--samples", type=counted, default=2000, metavar="N", help="generated images for each (2000)")
+    add("--reference", type=counted, metavar="N", help="real images; all if omitted")
+    add("--seed", type=gan.number(int, 0, 2**31 - 1), default=0, help="seed of the noise (0)")
     add("--skip-unreadable", action="store_true", help="leave damaged images out instead of stopping")
-    add("--inception-weights", **gan.WEIGHTS)
+    add("--inception-weights", **WEIGHTS)
     options = parser.parse_args(argv)
     if options.out.suffix.lower() != ".png":
         raise UserError("must end in .png", f"--out {options.out}")
@@ -324,7 +356,7 @@ def truncation(argv: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"{target} is a folder", f"--out {options.out}")
     with gan.own_style():  # to find out now, not after the measuring, whether pictures can be drawn
         pass
-    generator = opened(options)
+    generator, evaluation = opened(options, conditional=False), gan.extra("evaluate")
     size, channels = generator.architecture["image_size"], generator.architecture["channels"]
     with gan.named("--data"):
         images = gan.load_images(options.data, "train", size, options.skip_unreadable)
@@ -334,7 +366,7 @@ def truncation(argv: Sequence[str]) -> dict[str, Any]:
     real = evaluation.reference_features(inception, *sample)
     found = []
     for value in (*sorted({*options.truncations}), None):
-        stream = generator.stream(options.samples, seed=options.seed, truncation=value)
+        stream = gan.stream(generator, options.samples, seed=options.seed, truncation=value)
         fake = inception.features(stream, options.samples, f"truncation {value}")
         found.append({"truncation": value, "n_fake": options.samples, "n_real": len(real), "seed": options.seed})
         found[-1] |= evaluation.quality(fake, real, inception, options.seed)

@@ -5,6 +5,8 @@
 The folder holds config.json and pytorch_model.bin; reading them runs none of their code.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import os
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rollnumber_04 as gan
+from labs import parts
 from rollnumber_04 import UserError, say
 
 FILES = ("config.json", "pytorch_model.bin")
@@ -87,7 +90,7 @@ class DeepBlock(nn.Module):
         return kept + self.conv_3(F.relu(self.bn_3(added, condition)))
 
 
-class PretrainedGenerator(gan.BaseGenerator):
+class PretrainedGenerator(parts.ConditionalGenerator):
     """BigGAN-deep's generator, z (B×z_dim) and y (B×classes) to images B×3×S×S, for one truncation.
 
     Its parts are named as in the files of the package pytorch-pretrained-biggan. The statistics of its batch norms
@@ -97,10 +100,8 @@ class PretrainedGenerator(gan.BaseGenerator):
     def __init__(self, config: dict[str, Any], truncation: float, classes: Sequence[str]):
         super().__init__()
         dim, width, eps = config["z_dim"], config["channel_width"], config["eps"]
-        self.architecture = dict(
-            image_size=config["output_dim"], channels=3, latent_dim=dim, latent="normal", classes=[*classes]
-        )
-        self.truncation = truncation
+        self.architecture = dict(image_size=config["output_dim"], channels=3, latent_dim=dim, classes=[*classes])
+        self.classes, self.truncation = tuple(classes), truncation
         self.embeddings_of = nn.Linear(config["num_classes"], dim, bias=False)
         self.gen_z = nn.Linear(2 * dim, 16 * 16 * width)
         self.layers = nn.ModuleList()
@@ -118,9 +119,12 @@ class PretrainedGenerator(gan.BaseGenerator):
             maps = layer(maps, condition) if isinstance(layer, DeepBlock) else layer(maps)
         return torch.tanh(self.conv_to_rgb(F.relu(self.bn(maps)))[:, :3])
 
-    def noise(self, seed: int, start: int, count: int, truncation: float | None = None) -> Tensor:
-        """Normal noise from -2 … 2, times the truncation: what the statistics are for."""
-        return self.truncation * gan.latents(seed, start, count, self.architecture["latent_dim"], truncation=2.0)
+    def inputs(
+        self, seed: int, start: int, count: int, label: int | str | None = None, truncation: float | None = None
+    ) -> tuple[Tensor, ...]:
+        """Normal noise from -2 … 2, times the truncation: what the statistics are for; and one-hot y."""
+        z, y = super().inputs(seed, start, count, label, truncation=2.0)
+        return self.truncation * z, y
 
     def embeddings(self) -> Tensor:
         """Those of the classes, classes×z_dim."""
@@ -149,7 +153,7 @@ def load_pretrained(folder: Path, truncation: float = 1.0, device: str | torch.d
     make = partial(PretrainedGenerator, config, truncation, class_names(config["num_classes"]))
     with torch.device("meta"):
         network = make()
-    if wrong := gan.difference(plain, network.state_dict(), "weights"):
+    if wrong := gan.mismatch(plain, network.state_dict(), "weights"):
         raise UserError(f"does not fit {FILES[0]}: {wrong}", f"--pretrained {folder / FILES[1]}")
     network.load_state_dict(plain, assign=True)
     return network.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()

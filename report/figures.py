@@ -16,9 +16,10 @@ from PIL import Image
 from torch import nn
 
 import rollnumber_04 as gan
-from report import GAP, SEED, SPECTRA
+from report import GAP, ROOT, SEED
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = ROOT / "report" / "results"
+SPECTRA = {"average": "spectrum", "last weights": "spectrum-of-last-weights"}  # of samples by which weights: RUN-….csv
 COLOURS = ("#2f6fb0", "#c8641b", "#3a8f4d", "#8b4fa8", "#a8323e", "#6b6b6b", "#b59a00", "#18a0a8")
 STYLE = {"font.size": 8, "svg.fonttype": "path", "axes.spines.top": False, "axes.spines.right": False}
 WIDTH = 6.5  # inches, of the text
@@ -63,9 +64,9 @@ def curves(panels: Sequence[tuple[str, Lines]], xlabel: str) -> Figure:
     return figure
 
 
-def of_runs(experiment: str, columns: dict[str, str], x: str = "step") -> Figure:
-    """A panel for each column {column: title}, in it a line for each run of an experiment."""
-    tables = {run: table(experiment, run) for run in runs_of(experiment)}
+def of_runs(*experiments: str, columns: dict[str, str], x: str = "step") -> Figure:
+    """A panel for each column {column: title}, in it a line for each run of experiments."""
+    tables = {run: table(experiment, run) for experiment in experiments for run in runs_of(experiment)}
     panels = []
     for column, title in columns.items():
         panels.append((title, {run: (rows[x], rows[column]) for run, rows in tables.items() if column in rows}))
@@ -130,31 +131,29 @@ def confusion(experiment: str, run: str) -> Figure:
 
 def networks() -> dict[str, Any]:
     """The default networks' layers, their kernels and parameters, and the sizes of what they are given and give."""
-    drawn = {}
-    for name, network, given in (
-        ("generator", gan.Generator(), torch.zeros(2, 100)),
-        ("discriminator", gan.Discriminator(classes=[f"{i}" for i in range(10)]), torch.zeros(2, 3, 32, 32)),
-    ):
-        steps: list[dict[str, Any]] = []
+    g, d = gan.Generator(), gan.Discriminator(classes=[f"{i}" for i in range(10)])
+    head = gan.count_parameters(d.head)
 
-        def note(layer: nn.Module, inputs: Any, output: torch.Tensor, steps: list[dict[str, Any]] = steps) -> None:
-            step = {"layer": type(layer).__name__, "parameters": gan.count_parameters(layer)}
-            step |= {"from": [*inputs[0].shape[1:]], "to": [*output.shape[1:]]}
+    def steps(network: nn.Module, forward: Callable[[torch.Tensor], Any], given: torch.Tensor) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+
+        def note(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            found.append({"layer": type(layer).__name__, "parameters": gan.count_parameters(layer)})
+            found[-1] |= {"from": [*inputs[0].shape[1:]], "to": [*output.shape[1:]]}
             if not isinstance(layer, nn.Linear):
-                step |= {"kernel": layer.kernel_size[0], "stride": layer.stride[0]}
-            steps.append(step)
+                found[-1] |= {"kernel": layer.kernel_size[0], "stride": layer.stride[0]}
 
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
                 layer.register_forward_hook(note)
-        if isinstance(network, gan.Discriminator):
-            network.judge(given)
-            head = gan.count_parameters(network.head)
-        else:
-            network(given)
-            head = 0
-        drawn[name] = {"layers": steps, "parameters": gan.count_parameters(network) - head, "head": head}
-    return drawn
+        forward(given)
+        return found
+
+    layers_g, layers_d = steps(g, g, torch.zeros(2, 100)), steps(d, d.scores_and_logits, torch.zeros(2, 3, 32, 32))
+    return {
+        "generator": {"layers": layers_g, "parameters": gan.count_parameters(g)},
+        "discriminator": {"layers": layers_d, "parameters": gan.count_parameters(d) - head, "head": head},
+    }
 
 
 def spectra(experiment: str) -> Figure:
@@ -235,8 +234,7 @@ STRIPS = {  # rows and columns of tiles; CycleGAN's are three threes and the gap
     "mnist-bce": (2, 8),
     "mnist-blocks": (2, 8),
     "mnist-conv": (1, 8),
-    "collapse": (2, 8),
-    "emoji": (2, 8),
+    **dict.fromkeys(("collapse", "collapse-before", "emoji", "emoji-before", "recipe-before"), (2, 8)),
     "emoji-ls": (8, 8),
     "emoji-ls-gp": (8, 8),
     "cyclegan": (3, 12),
@@ -251,8 +249,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         {"D's mean scores": {"on real images": "d_real", "on generated images": "d_fake"}},
         more=[fid_panel("task1", "default")],
     ),
-    "multitask-losses": lambda: of_runs("multitask", ADVERSARIAL, "epoch"),
-    "multitask-scores": lambda: of_runs("multitask", SCORES, "epoch"),
+    "multitask-losses": lambda: of_runs("multitask", columns=ADVERSARIAL, x="epoch"),
+    "multitask-scores": lambda: of_runs("multitask", columns=SCORES, x="epoch"),
     "multitask-head": lambda: of_one(
         "multitask",
         "with",
@@ -266,17 +264,17 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         [("mnist-bce", "mnist-bce"), ("mnist-blocks", "mnist-blocks"), ("mnist-conv", "plain"), ("mnist-conv", "r1")],
         "judges/mnist",
     ),
-    "mnist-conv-losses": lambda: of_runs("mnist-conv", ADVERSARIAL),
-    "mnist-conv-scores": lambda: of_runs("mnist-conv", SCORES),
-    "emoji-scores": lambda: of_runs("emoji", SCORES),
+    "mnist-conv-losses": lambda: of_runs("mnist-conv", columns=ADVERSARIAL),
+    "mnist-conv-scores": lambda: of_runs("mnist-conv", columns=SCORES),
+    "emoji-scores": lambda: of_runs("emoji", "emoji-before", columns=SCORES),
     "cyclegan-losses": lambda: of_runs(
-        "cyclegan", {"cycle_loss": "cycle loss, training images", "test_cycle": "on test images"}
+        "cyclegan", columns={"cycle_loss": "cycle loss, training images", "test_cycle": "on test images"}
     ),
     "upsampling-spectra": lambda: spectra("upsampling"),
     "biggan-embeddings": lambda: embeddings("biggan", "small"),
     "biggan-between": lambda: classes_between("biggan", "small"),
 }
-FIGURES |= {f"{name}-losses": partial(of_runs, name, ADVERSARIAL, "epoch") for name in SWEEPS[1:]}
+FIGURES |= {f"{name}-losses": partial(of_runs, name, columns=ADVERSARIAL, x="epoch") for name in SWEEPS[1:]}
 
 
 def draw_all(folder: Path) -> None:

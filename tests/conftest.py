@@ -1,13 +1,14 @@
 """What the tests share: the script as a module and as a command, and small data sets in the layouts that users have."""
 
+import gzip
 import os
+import pickle
 import signal
+import struct
 import subprocess
 import sys
-from dataclasses import replace
+import types
 from pathlib import Path
-
-from extras import evaluate as evaluation
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test process a core, instead of two threads that wait for each other
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job; these tests press Ctrl-C
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # for `pytest` as well as `python -m pytest`
 PATIENCE = 600  # seconds that no process of a test takes on the slowest machine: what takes longer hangs
 # Runs as small as a test's: 8×8 images, a few channels, four steps an epoch.
 TOY = "--image-size 8 --width-g 4 --width-d 4 --latent-dim 8 --batch-size 8 --precision fp32 --device cpu".split()
@@ -41,7 +42,8 @@ def fails(capsys, tmp_path):
     def call(*words: object, writes_nothing_to: Path | None = None) -> str:
         out = writes_nothing_to or tmp_path / "out-that-must-not-appear"
         words = [*map(str, words)]
-        assert gan.main(words if words[0] in gan.COMMANDS else [*words, "--out", str(out)]) == 2
+        is_other = words[0] in ("generate", "classify", *gan.COMMANDS)
+        assert gan.main(words if is_other else [*words, "--out", str(out)]) == 2
         assert not out.exists()
         message = capsys.readouterr().err
         assert message.startswith("rollnumber_04.py: ")
@@ -94,28 +96,12 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def early(monkeypatch, tmp_path):
     """Inception's first layers in the place of its last: as fast as a test; a cache of the test's own."""
+    from extras import evaluate as evaluation
 
     monkeypatch.setattr(evaluation, "FEATURES", "64")
     monkeypatch.setattr(evaluation, "LOGITS", "192")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "rollnumber_04"
-
-
-def noise_images(count: int, options):
-    """Images of noise and labels 0, and the index of an iteration's batches of them."""
-    import torch
-
-    import rollnumber_04 as gan
-
-    images = gan.Images(
-        torch.from_numpy(pictures(count, options.image_size)), torch.zeros(count, dtype=torch.int64), ()
-    )
-    return images, torch.arange(count).expand(options.d_steps, count)
-
-
-def graph_if_asked(run, images, options) -> str:
-    """In the place of `why_no_graph`: steps are captured wherever a GPU would do so."""
-    return "" if options.cuda_graph and run.is_capturable else "it is turned off"
 
 
 class Trap:
@@ -129,9 +115,11 @@ class Trap:
 
 
 def assert_same(found, expected, where="") -> None:
-    """Nested dictionaries hold the same, tensors bit for bit."""
+    """Nested dictionaries and lists hold the same, tensors bit for bit."""
     import torch
 
+    if isinstance(expected, list):
+        found, expected = (dict(enumerate(part)) for part in (found, expected))
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for key in expected:
@@ -142,23 +130,84 @@ def assert_same(found, expected, where="") -> None:
         assert found == expected, where
 
 
-def whole_and_resumed(recipe, words: list, folder: Path, crash_at: int) -> list[dict]:
-    """The last checkpoints of a lab's run and of the same run that crashed before a step and was resumed."""
+def whole_and_resumed(kind: str, words: list, folder: Path, crash_at: int) -> list[dict]:
+    """The last checkpoints of a run of a kind (a key of gan.KINDS) and of one that crashed in a step and resumed."""
     import rollnumber_04 as gan
 
-    assert gan.main([*words, "--out", str(folder / "whole")], recipe) == 0
+    assert gan.main([*words, "--out", str(folder / "whole")], kind) == 0
 
     class Crash(Exception):
         """Stands for one."""
 
-    def step(run, *arguments):
-        if run.step == crash_at:
-            raise Crash
-        return recipe.step(run, *arguments)
+    model = gan.load_kind(kind, kind)
+    step = model.step
 
-    options = gan.parse_options([*words, "--out", str(folder / "parts")], recipe)
-    options.recipe = replace(recipe, step=step)
-    with pytest.raises(Crash):
-        gan.train(options)
-    assert gan.main(["--resume", "--out", str(folder / "parts")], recipe) == 0
+    def crashing(self, *batch):
+        if int(self.steps) == crash_at:
+            raise Crash
+        return step(self, *batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "step", crashing)
+        with pytest.raises(Crash):
+            gan.main([*words, "--out", str(folder / "parts")], kind)
+    assert gan.main(["--resume", "--out", str(folder / "parts")], kind) == 0
     return [gan.load_checkpoint(folder / name / "checkpoints" / "last.pt") for name in ("whole", "parts")]
+
+
+def save_networks(path: Path, kind: str = "rollnumber_04", **networks) -> Path:
+    """Write networks of a kind (a key of gan.KINDS) as a saved model, as a run would that has not begun."""
+    import rollnumber_04 as gan
+
+    run = types.SimpleNamespace(gan=gan.load_kind(kind, path), epoch=0, step=0, facts={})
+    gan.save_model(path, networks, run)
+    return path
+
+
+def write_idx(path: Path, array: np.ndarray, zipped: bool = False) -> None:
+    """A uint8 array as one of MNIST's files."""
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(header + array.tobytes()) if zipped else header + array.tobytes())
+
+
+def write_cifar(folder: Path, images: np.ndarray, labels, python2: bool = True, changes: dict | None = None) -> None:
+    """CIFAR's own layout; with python2 the pickles name numpy's functions as the original files do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    half = len(images) // 2
+    for name, part in (("data_batch_1", slice(0, half)), ("data_batch_2", slice(half, None)), ("test_batch", slice(4))):
+        batch = {"batch_label": name, "labels": [int(i) for i in labels[part]], "data": rows[part]} | (changes or {})
+        data = pickle.dumps(batch, protocol=2)
+        (folder / name).write_bytes(data.replace(b"numpy._core.", b"numpy.core.") if python2 else data)
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["cat", "dog"], "num_vis": 3072}, protocol=2))
+    (folder / "readme.html").write_text("<html>")
+
+
+LABS = [  # and options by which their steps have all that a script's step has not
+    ("labs.mnist", "--translation"),
+    ("labs.fashion", "--n-critic 2"),
+    ("labs.blocks", ""),
+    ("labs.conv", "--r1 1 --replay 16 --instance-noise 0.2 --label-smoothing 0.1"),
+    ("labs.emoji", "--gradient-penalty --d-train-iters 2"),
+    ("labs.emoji", "--spectral-norm"),
+]
+
+
+def toy_lab(name: str, words: str, device):
+    """A lab's GAN with narrow networks, untrained, and 60 images of noise for it."""
+    from dataclasses import replace
+
+    import torch
+
+    import rollnumber_04 as gan
+
+    kind = gan.load_kind(name, name)
+    options = f"--width-g 4 --width-d 4 --latent-dim 8 --batch-size 8 --precision fp32 --seed 3 --device {device}"
+    config = gan.config_from([*options.split(), *words.split()], kind)
+    config = replace(config, image_size=config.image_size or 28)
+    images = gan.Images(torch.from_numpy(pictures(60, config.image_size)), torch.arange(60) % 2, ("cat", "dog"))
+    images = gan.on_device(images, device)
+    model = kind(config, 3, images.classes if kind.uses_classes(config) else ()).on(device)
+    model.planned = 12  # steps
+    return model, images

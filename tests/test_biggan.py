@@ -1,61 +1,57 @@
-"""BigGAN: the networks by closed forms, classes in between, and BigGAN-deep against its own package."""
+"""BigGAN: the networks by closed forms, training with and without classes, and classes in between."""
 
 import csv
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.spatial.distance
 import scipy.stats
 import torch
-from conftest import Trap, assert_same, pictures, save_all, whole_and_resumed
+from conftest import ROOT, assert_same, pictures, save_all, whole_and_resumed
 from PIL import Image
 
 import rollnumber_04 as gan
-from extras import evaluate as evaluation
-from labs import between, biggan, pretrained
+from benchmarks.biggan import WIDE
+from labs import between, biggan
 
 CPU = torch.device("cpu")
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 SMALL = "--width-g 4 --width-d 4 --latent-dim 8 --embedding 6 --batch-size 4 --precision fp32 --device cpu --seed 3"
 SMALL = SMALL.split()
-SAVED = Path(biggan.__file__).parents[1] / "saved_models"
-
-
-def biggan_options(*words):
-    return gan.parse_options(words, biggan.RECIPE)
+SAVED = ROOT / "saved_models"
 
 
 def noise(count=3, dim=8, seed=0):
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
 
 
-def classes_of(count, per_class=8, size=8):
-    """Folders of images of one class each."""
-    return {name: pictures(per_class, size, seed) for seed, name in enumerate(NAMES[:count])}
-
-
 @pytest.fixture
 def labelled(tmp_path):
     """Five classes of eight 8×8 images."""
-    for name, images in classes_of(5).items():
-        save_all(images, tmp_path / "data" / name)
+    for seed, name in enumerate(NAMES):
+        save_all(pictures(8, 8, seed), tmp_path / "data" / name)
     return tmp_path / "data"
 
 
 @pytest.fixture
 def model(tmp_path):
     """A conditional generator of 8×8 images that differ."""
-    torch.manual_seed(0)
-    generator = biggan.Generator(8, 3, 8, 8, 6, classes=NAMES)
+    words = "--image-size 8 --width-g 8 --latent-dim 8 --embedding 6 --seed 0 --device cpu".split()
+    model = biggan.BigGAN(gan.config_from([*words, "--conditional"], biggan.BigGAN), 3, NAMES)
+    generator = model.averages["generator"]
     with torch.no_grad():
         generator.project.weight.mul_(20)
         generator.embed.weight.mul_(5)
-    path = tmp_path / "model.safetensors"
-    gan.save_model(path, {"generator": generator}, {})
-    return path
+    run = gan.Run(model, None, None, tmp_path, {})
+    gan.save_model(tmp_path / "model.safetensors", {"generator": generator}, run)
+    return tmp_path / "model.safetensors"
+
+
+def saved_small():
+    """The saved model of CIFAR-10."""
+    return gan.load_generator(SAVED / "cifar10-small.safetensors")
 
 
 # --------------------------------------------------------------------------------------------------------- networks
@@ -80,15 +76,15 @@ def test_the_channels_of_large_images():
 
 
 def test_the_size_of_the_networks_for_cifar10():
-    """By hand: 3×3 convolutions of 64² and the like, with their biases."""
+    """By hand: 3×3 convolutions of 48² and the like, with their biases."""
     names = [f"{i}" for i in range(10)]
     told = 128 + 32
-    block = 2 * (9 * 64 * 64 + 64) + (64 * 64 + 64) + 4 * told * 64
-    rest = 10 * 128 + (32 * 1024 + 1024) + 2 * 64 + (9 * 64 * 3 + 3)
-    assert gan.count_parameters(biggan.Generator(classes=names)) == 3 * block + rest
-    first = (9 * 3 * 64 + 64) + (9 * 64 * 64 + 64) + (3 * 64 + 64)
-    halving, plain = 2 * (9 * 64 * 64 + 64) + (64 * 64 + 64), 2 * (9 * 64 * 64 + 64)
-    expected = first + halving + 2 * plain + 65 + 640
+    block = 2 * (9 * 48 * 48 + 48) + (48 * 48 + 48) + 4 * told * 48
+    rest = 10 * 128 + (32 * 768 + 768) + 2 * 48 + (9 * 48 * 3 + 3)
+    assert gan.count_parameters(biggan.Generator(classes=names)) == 3 * block + rest == 251_939
+    first = (9 * 3 * 48 + 48) + (9 * 48 * 48 + 48) + (3 * 48 + 48)
+    halving, plain = 2 * (9 * 48 * 48 + 48) + (48 * 48 + 48), 2 * (9 * 48 * 48 + 48)
+    expected = first + halving + 2 * plain + 49 + 480
     assert gan.count_parameters(biggan.Discriminator(classes=names)) == expected
 
 
@@ -110,7 +106,6 @@ def test_the_score_is_a_projection():
     weight, embeddings = discriminator.score.weight[0], discriminator.embed.weight.mT
     expected = seen @ weight + discriminator.score.bias + (embeddings[labels] * seen).sum(1)
     assert torch.allclose(discriminator(images, labels), expected, atol=1e-5)
-    assert torch.equal(discriminator.judge(images, labels)[0], discriminator(images, labels))
 
 
 def test_each_block_is_told_its_part_of_z_and_the_mixture_of_embeddings():
@@ -148,49 +143,86 @@ def test_the_residual_blocks_by_hand():
 @pytest.mark.parametrize("of_g", [False, True])
 def test_spectral_norms(of_g):
     torch.manual_seed(0)
-    generator = biggan.Generator(8, 3, 8, 4, 6, spectral_norm=of_g, init="normal", classes=NAMES)
-    discriminator = biggan.Discriminator(8, 3, 4, init="normal", classes=NAMES)
+    generator = biggan.Generator(8, 3, 8, 4, 6, spectral_norm=of_g, classes=NAMES)
+    discriminator = biggan.Discriminator(8, 3, 4, classes=NAMES)
     for network, expected in ((generator, of_g), (discriminator, True)):
         layers = [(n, m) for n, m in network.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
         assert layers
         for name, layer in layers:
-            largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item()
-            is_one = largest == pytest.approx(1, abs=0.1)
+            with torch.no_grad():
+                for part, weight in layer.named_parameters():
+                    weight.normal_() if "weight" in part else None
+            for _ in range(50):  # each look at it in training mode is a power iteration
+                largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item()
+            is_one = largest == pytest.approx(1, abs=0.05)
             assert is_one == (expected and not (network is generator and name == "embed")), name
-
-
-def test_without_classes():
-    options = biggan_options(*SMALL, "--no-conditional", "--image-size", "8")
-    run = gan.make_run(options, 3, CPU, False)
-    images = torch.from_numpy(pictures(8))
-    measures = gan.gan_step(run, gan.Images(images, None, ()), torch.arange(4)[None], options)
-    assert measures.isfinite().all()
-    assert run.averages["generator"].generate(3).shape == (3, 8, 8, 3)
-    assert run.generator.embed is None
 
 
 # --------------------------------------------------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("preset", biggan.PRESETS)
-def test_every_preset_dry_runs(labelled, tmp_path, preset, capsys):
-    words = ["--preset", preset, "--data", str(labelled), "--dry-run", "--batch-size", "2", "--device", "cpu"]
+@pytest.mark.parametrize("words", [[], [*WIDE, "--width-g", "32", "--width-d", "32"]])
+def test_a_dry_run_writes_every_file(labelled, tmp_path, words, capsys):
+    words = [*words, "--data", str(labelled), "--dry-run", "--batch-size", "2", "--device", "cpu"]
     assert biggan.main([*words, "--out", str(tmp_path / "run")]) == 0
     options = json.loads((tmp_path / "run" / "options.json").read_text())
-    assert all(options[name] == value for name, value in biggan.PRESETS[preset].items() if name != "batch_size")
+    assert options["conditional"] is True
+    assert not {"loss", "multitask", "translation"} & options.keys()
     assert "conditional hinge" in capsys.readouterr().out
-    generator = gan.load_network(tmp_path / "run" / "generator.safetensors", "generator", recipe=biggan.RECIPE)
-    assert generator.architecture["classes"] == [*NAMES]
+    generator = gan.load_generator(tmp_path / "run" / "generator.safetensors")
+    assert generator.classes == NAMES
+    with open(tmp_path / "run" / "log.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert [*row][2:-1] == ["d_loss", "g_loss", "d_real", "d_fake", "d_accuracy_real", "d_accuracy_fake"]
     assert any((tmp_path / "run" / "weights").glob("discriminator_*.png"))
+
+
+@pytest.mark.parametrize("size", [8, 128])
+def test_images_without_classes(tmp_path, size, capsys):
+    save_all(pictures(8, size), tmp_path / "flat")
+    out = tmp_path / "run"
+    assert biggan.main([*SMALL, "--data", str(tmp_path / "flat"), "--iterations", "1", "--out", str(out)]) == 0
+    assert "training   hinge" in capsys.readouterr().out
+    generator = gan.load_generator(out / "generator.safetensors")
+    assert generator.generate(3).shape == (3, size, size, 3)
+    assert not generator.classes
+    with pytest.raises(gan.UserError, match="--label cat: the generator draws no class of choice"):
+        generator.generate(3, "cat")
+
+
+def test_classes_that_are_not_to_be_told(labelled, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    assert biggan.main([*SMALL, "--data", str(labelled), "--no-conditional", "--iterations", "1", *out]) == 0
+    assert biggan.main(["--resume", "--conditional", "--iterations", "2", *out]) == 2  # the networks are made
+    assert "--conditional: the checkpoint" in capsys.readouterr().err
+    assert biggan.main(["--resume", "--iterations", "2", *out]) == 0
+    assert not gan.load_generator(tmp_path / "run" / "generator.safetensors").classes
 
 
 def test_a_resumed_run_is_the_uninterrupted_run(labelled, tmp_path):
     same = [*SMALL, "--data", str(labelled), "--iterations", "6", "--sample-every", "2", "--d-steps", "2"]
-    same += ["--augment", "colour,translation,cutout", "--spectral-norm-g", "--log-every", "3"]
-    whole, parts = whole_and_resumed(biggan.RECIPE, same, tmp_path, crash_at=3)
-    assert whole["step"] == parts["step"] == 6
-    for part in ("networks", "average", "optimizers", "rng"):
+    same += ["--augment", "colour,translation,cutout", "--spectral-norm-g"]
+    whole, parts = whole_and_resumed("labs.biggan", same, tmp_path, crash_at=3)
+    assert whole["progress"]["step"] == parts["progress"]["step"] == 6
+    for part in ("model", "optimizers", "ranks"):
         assert_same(parts[part], whole[part], part)
+
+
+def test_an_update_of_d_for_each_batch(labelled):
+    """By hand: the first metric is the mean of the hinge losses of two updates, each on its own batch."""
+    words = [*SMALL, "--data", str(labelled), "--d-steps", "2", "--lr-d", "1e-9", "--no-flip"]
+    config, images, _ = biggan.BigGAN.load(gan.config_from(words, biggan.BigGAN))
+    model = biggan.BigGAN(config, 3, images.classes).on(CPU)
+    batches, seen = model.batch(images, torch.arange(8).reshape(2, 4)), []
+    assert [real.shape for real, _ in batches] == [(4, 3, 8, 8)] * 2
+    assert torch.cat([labels for _, labels in batches]).tolist() == images.labels[:8].tolist()
+    model.discriminator.register_forward_hook(lambda network, inputs, scores: seen.append(scores.detach()))
+    metrics = model.step(*batches)
+    assert len(seen) == 5  # real and generated images twice, and those of G's update
+    losses = [(1 - r).relu().mean() + (1 + f).relu().mean() for r, f in (seen[:2], seen[2:4])]
+    assert metrics[0].item() == pytest.approx((losses[0] + losses[1]).item() / 2)
+    assert metrics[1].item() == pytest.approx(-seen[4].mean().item())
+    assert metrics[2].item() == pytest.approx(torch.cat([seen[0], seen[2]]).mean().item())
 
 
 def test_it_learns_to_draw_the_class_that_it_is_asked_for(tmp_path):
@@ -202,36 +234,38 @@ def test_it_learns_to_draw_the_class_that_it_is_asked_for(tmp_path):
     words = [*SMALL, "--data", str(tmp_path / "data"), *"--batch-size 32 --width-g 16 --width-d 16 --ema 500".split()]
     words += "--iterations 300 --lr-g 5e-4 --lr-d 1e-3 --sample-every 300 --seed 6".split()
     assert biggan.main([*words, "--out", str(tmp_path / "run")]) == 0
-    generator = gan.load_network(tmp_path / "run/generator.safetensors", "generator", recipe=biggan.RECIPE)
+    generator = gan.load_generator(tmp_path / "run/generator.safetensors")
     for label, channel in (("blue", 2), ("green", 1), ("red", 0)):
         colours = generator.generate(32, label).mean((1, 2))
         assert (colours.argmax(1) == channel).mean() > 0.9, label
 
 
-def test_a_labs_model_is_for_the_labs_commands(model, tmp_path, capsys):
-    assert gan.main(["generate", str(model), "--out", str(tmp_path / "x.png")]) == 2
-    assert "labs have their own" in capsys.readouterr().err
+@pytest.mark.parametrize("main", [gan.main, biggan.main])
+def test_a_model_says_itself_what_it_is(main, model, tmp_path):
     words = ["--count", "7", "--label", "cat", "--truncation", "0.5", "--out"]
-    assert biggan.main(["generate", str(model), *words, str(tmp_path / "x.npz")]) == 0
-    generator = gan.load_network(model, "generator", recipe=biggan.RECIPE)
+    assert main(["generate", str(model), *words, str(tmp_path / "x.npz")]) == 0
     with np.load(tmp_path / "x.npz") as archive:
-        assert (archive["images"] == generator.generate(7, "cat", truncation=0.5)).all()
+        assert (archive["images"] == gan.load_generator(model).generate(7, "cat", truncation=0.5)).all()
         assert archive["labels"].tolist() == [2] * 7
-    gan.save_model(tmp_path / "other.safetensors", {"generator": gan.Generator(8, width=4)}, {})
-    assert biggan.main(["generate", str(tmp_path / "other.safetensors"), "--out", str(tmp_path / "y.png")]) == 2
-    assert capsys.readouterr().err.startswith("labs.biggan: ")
+        assert archive["classes"].tolist() == [*NAMES]
+
+
+def test_the_saved_model_draws_its_sheet():
+    drawn = np.asarray(gan.sheet(saved_small().generate(80, seed=1), 10), int)
+    with Image.open(SAVED / "cifar10-small.png") as sheet:
+        assert np.abs(drawn - np.asarray(sheet.convert("RGB"), int)).mean() < 0.1
 
 
 # ----------------------------------------------------------------------------------------------- classes in between
 
 
 def test_the_ends_of_a_path_are_the_two_classes(model, tmp_path):
-    generator = gan.load_network(model, "generator", recipe=biggan.RECIPE)
+    generator = gan.load_generator(model)
     images = between.path_images(generator, (1, 3), 5, 4, seed=7, truncation=None)
-    z = generator.noise(7, 0, 4)
     for end, label in ((0, 1), (-1, 3)):
-        assert (images[end] == generator.draw(z, gan.one_hot(torch.full((4,), label), 5))).all()
-    middle = generator.draw(z, (torch.eye(5)[1] + torch.eye(5)[3]).expand(4, -1) / 2)
+        assert (images[end] == generator.generate(4, label, seed=7)).all()
+    z, _ = generator.inputs(7, 0, 4)
+    middle = gan.draw_images(generator, z, (torch.eye(5)[1] + torch.eye(5)[3]).expand(4, -1) / 2)
     assert (images[2] == middle).all()
     out = tmp_path / "path.png"
     words = ["interpolate", str(model), "--classes", "bee,3", "--alphas", "5", "--rows", "4", "--seed", "7"]
@@ -240,6 +274,9 @@ def test_the_ends_of_a_path_are_the_two_classes(model, tmp_path):
     assert pixels.shape == (4 * 66 + 2, 5 * 66 + 2, 3)
     shown = np.stack([pixels[2 + 66 * r : 66 + 66 * r : 8, 2:66:8] for r in range(4)])
     assert (shown == images[0]).all()
+    assert biggan.main([*words, "--out", str(tmp_path / "path.gif")]) == 0
+    with Image.open(tmp_path / "path.gif") as film:
+        assert film.n_frames == 5 + 3  # there and back
 
 
 def test_near_and_far_classes():
@@ -265,7 +302,7 @@ def test_smoothness_has_closed_forms():
 def test_embeddings_are_drawn(model, tmp_path, capsys):
     assert biggan.main(["embeddings", str(model), "--out", str(tmp_path / "tsne.png")]) == 0
     said = capsys.readouterr().out
-    generator = gan.load_network(model, "generator", recipe=biggan.RECIPE)
+    generator = gan.load_generator(model)
     distances = scipy.spatial.distance.cdist(*[generator.embeddings()] * 2, "cosine")
     a, b = np.unravel_index((distances + 9 * np.eye(5)).argmin(), (5, 5))
     assert f"nearest   {NAMES[a]} and {NAMES[b]} {distances[a, b]:.3f}" in said
@@ -283,8 +320,8 @@ def test_embeddings_are_drawn(model, tmp_path, capsys):
 
 
 def test_tsne_keeps_near_classes_together():
-    generator = gan.load_network(SAVED / "cifar10-small.safetensors", "generator", recipe=biggan.RECIPE)
-    names, rows = generator.architecture["classes"], generator.embeddings()
+    generator = saved_small()
+    names, rows = [*generator.classes], generator.embeddings()
     distances = between.cosine_distances(rows)
     for seed in range(3):
         places = between.tsne(rows, seed)
@@ -325,11 +362,10 @@ def test_paths_are_measured(model, tmp_path, weights, early, capsys):
     assert facts["rank correlation"]["detour"]["rho"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
     # By hand: the features of one pair's images.
     assert biggan.main([*words, str(tmp_path / "one"), "--pairs", "dog,ant", "ant, dog", "3,0"]) == 0
-    generator = gan.load_network(model, "generator", recipe=biggan.RECIPE)
+    generator = gan.load_generator(model)
     images = between.path_images(generator, (3, 0), 3, 2, 0, None)
-    features = (
-        evaluation.Inception(weights / "random.pth", CPU).features(iter(images), 6, "")["64"].unflatten(0, (3, 2))
-    )
+    inception = gan.extra("evaluate").Inception(weights / "random.pth", CPU)
+    features = inception.features(iter(images), 6, "")["64"].unflatten(0, (3, 2))
     with open(tmp_path / "one" / "paths.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert float(row["ppl"]) == pytest.approx(
@@ -364,36 +400,34 @@ def test_truncation_is_measured(model, labelled, tmp_path, weights, early, capsy
 def test_mistakes_are_one_sentence(model, labelled, tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
     png = ["--out", str(tmp_path / "out.png")]
-    (tmp_path / "empty").mkdir()
+    flat, empty = save_all(pictures(8), tmp_path / "flat"), tmp_path / "empty"
+    empty.mkdir()
     (tmp_path / "sub" / "t.csv").mkdir(parents=True)
     for words, said in (
-        (["--data", str(labelled), "--arch", "dcgan", *out], "--arch"),
+        (["--data", str(labelled), "--loss", "bce", *out], "unrecognized arguments: --loss bce"),
+        (["--data", str(labelled), "--augment", "colour,blur", *out], "--augment: 'colour,blur' is neither none nor"),
         (["--data", str(labelled), "--latent-dim", "2", "--image-size", "16", *out], "--latent-dim 2"),
-        (["--data", str(save_all(pictures(8), tmp_path / "flat")), *out], "--conditional: the data has no labels"),
+        (["--data", str(flat), "--conditional", *out], "--conditional: the data has no labels"),
         (["interpolate", str(model), "--classes", "cat", *png], "--classes cat: takes two classes"),
         (["interpolate", str(model), "--classes", "cat,cow", *png], "--classes cow: is not among the classes"),
         (["interpolate", "--classes", "cat,dog", *png], "give one of MODEL and --pretrained FOLDER"),
-        (
-            ["interpolate", str(model), "--pretrained", "x", "--classes", "a,b", *png],
-            "give one of MODEL and --pretrained",
-        ),
-        (
-            ["interpolate", "--pretrained", str(tmp_path / "empty"), "--classes", "a,b", *png],
-            "has no config.json; fetch https",
-        ),
+        (["interpolate", str(model), "--pretrained", "x", "--classes", "a,b", *png], "give one of MODEL and"),
+        (["interpolate", "--pretrained", str(empty), "--classes", "a,b", *png], "has no config.json; fetch https"),
         (["embeddings", str(model), "--out", str(tmp_path / "out.gif")], "must end in .png"),
         (["paths", str(model), "--pairs", "cat,cat", *out], "--pairs cat,cat: is one class"),
         (["paths", str(model), "--pairs", "cat", *out], "--pairs cat: takes two classes"),
         (["paths", str(model), "--out", str(labelled)], "is there already"),
         (["truncation", str(model), "--pretrained", "x", *png], "unrecognized arguments: --pretrained"),
-        (["paths", str(model), "--alphas", "2", *out], "--alphas: '2' is not a whole number from 3"),
+        (["paths", str(model), "--alphas", "2", *out], "--alphas: 2 is not a whole number from 3"),
         (["interpolate", str(model), "--classes", "cat,2", *png], "--classes cat,2: is one class"),
-        (["interpolate", str(model), "--classes", "cat,dog", "--out", f"{model}/x.png"], "is not a folder that can be"),
+        (["interpolate", str(model), "--classes", "0,99", *png], "--classes 99: is not among"),
         (
-            ["interpolate", str(SAVED / "cifar10-ls.safetensors"), "--classes", "cat,dog", *png],
-            "no model of labs.biggan",
+            ["interpolate", str(model), "--classes", "0,1", "--rows", "11", "--alphas", "999", *png],
+            "--alphas 999: 11 rows",
         ),
-        (["truncation", str(model), "--truncations", "0", *png], "--truncations: '0' is not"),
+        (["interpolate", str(model), "--classes", "cat,dog", "--out", f"{model}/x.png"], "is not a folder that can be"),
+        (["embeddings", str(SAVED / "cifar10-ls.safetensors"), *png], "no model of labs.biggan"),
+        (["truncation", str(model), "--truncations", "0", *png], "--truncations: 0.0 is not"),
         (["truncation", str(model), "--out", str(tmp_path / "sub" / "t.png")], "t.csv is a folder"),
     ):
         assert biggan.main(words) == 2, words
@@ -403,151 +437,6 @@ def test_mistakes_are_one_sentence(model, labelled, tmp_path, capsys):
         assert message.count("\n") == 1
         assert not (tmp_path / "out").exists()
         assert not (tmp_path / "out.png").exists()
-
-
-# ------------------------------------------------------------------------------------------------------- BigGAN-deep
-
-LAYERS = {  # of the published models: the blocks' factors of the width, below 0 where a block enlarges
-    128: [16, -16, 16, -8, 8, -4, 4, -2, 2, -1],
-    256: [16, -16, 16, -8, 8, -8, 8, -4, 4, -2, 2, -1],
-    512: [16, -16, 16, -8, 8, -8, 8, -4, 4, -2, 2, -1, 1, -1],
-}
-
-
-def published(size, width, directory, seed=0):
-    """A folder like a published one, of the package's own network with random weights, and that network."""
-    from pytorch_pretrained_biggan import BigGAN, BigGANConfig
-
-    before = [16, *map(abs, LAYERS[size])]
-    layers = [(after < 0, inputs, abs(after)) for inputs, after in zip(before, LAYERS[size], strict=False)]
-    config = BigGANConfig(output_dim=size, channel_width=width, layers=layers, num_classes=12)
-    torch.manual_seed(seed)
-    network = BigGAN(config)
-    with torch.no_grad():
-        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-            if name.endswith("running_vars"):
-                tensor.uniform_(0.5, 2.0)
-            elif name.endswith(("running_means", "bias", "gamma")) or name == "generator.bn.weight":
-                tensor.normal_(0, 0.3)
-    network.train()(torch.randn(2, 128), torch.eye(12)[:2], 1.0)  # so that u and v belong to the weights
-    network.eval()
-    directory.mkdir()
-    (directory / "config.json").write_text(config.to_json_string())
-    torch.save(network.state_dict(), directory / "pytorch_model.bin")
-    return network
-
-
-@pytest.mark.parametrize("size", LAYERS)
-def test_biggan_deep_is_that_of_its_package(tmp_path, size):
-    network = published(size, 8, tmp_path / "folder")
-    z, y = noise(2, 128), torch.tensor([[0.3, 0.7, *[0] * 10], [*[0] * 11, 1]]).float()
-    for truncation in (0.02, 0.5, 1.0):  # where the package picks the stored statistics that it means
-        ours = pretrained.load_pretrained(tmp_path / "folder", truncation)
-        with torch.no_grad():
-            expected = network(z, y, truncation)
-            found = ours(z, y)
-        assert found.shape == (2, 3, size, size)
-        assert expected.std() > 0.1
-        assert (found - expected).abs().max() < 1e-5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", LAYERS)
-def test_biggan_deep_at_its_full_width(tmp_path, size):
-    network = published(size, 128, tmp_path / "folder")
-    with torch.no_grad():
-        expected = network(noise(1, 128), torch.eye(12)[:1], 0.4)
-        found = pretrained.load_pretrained(tmp_path / "folder", 0.4)(noise(1, 128), torch.eye(12)[:1])
-    assert (found - expected).abs().max() < 1e-5
-
-
-def test_statistics_between_two_truncations(tmp_path):
-    published(128, 8, tmp_path / "folder")
-    middle, low, high = (pretrained.load_pretrained(tmp_path / "folder", t) for t in (0.51, 0.50, 0.52))
-    means = [network.bn.running_means for network in (middle, low, high)]
-    assert torch.allclose(means[0], (means[1] + means[2]) / 2, atol=1e-5)
-    assert not torch.allclose(means[1], means[2])
-
-
-def test_a_pretrained_folder_is_interpolated(tmp_path, capsys):
-    published(128, 8, tmp_path / "folder")
-    words = [
-        "interpolate",
-        "--pretrained",
-        str(tmp_path / "folder"),
-        "--classes",
-        "3,11",
-        "--alphas",
-        "3",
-        "--rows",
-        "2",
-    ]
-    assert biggan.main([*words, "--truncation", "0.4", "--out", str(tmp_path / "p.png")]) == 0
-    assert Image.open(tmp_path / "p.png").size == (3 * 130 + 2, 2 * 130 + 2)
-    generator = pretrained.load_pretrained(tmp_path / "folder", 0.4)
-    z = generator.noise(0, 0, 2000)
-    assert z.abs().max() <= 0.8
-    assert z.std() == pytest.approx(0.4 * scipy.stats.truncnorm(-2, 2).std(), rel=0.01)
-    shown = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))[2:130, 2:130]
-    assert (shown == generator.draw(z[:2], torch.eye(12)[[3, 3]])[0]).all()
-    assert biggan.main([*words, "--truncation", "1.5", "--out", str(tmp_path / "q.png")]) == 2
-    assert "--truncation 1.5: of a pretrained BigGAN" in capsys.readouterr().err
-    assert biggan.main(["embeddings", *words[1:3], "--out", str(tmp_path / "tsne.png")]) == 0
-
-
-def test_the_names_of_imagenets_classes():
-    names = pretrained.class_names(1000)
-    assert (len(names), names[0], names[207]) == (1000, "tench", "golden retriever")
-    assert not any("," in name for name in names)
-    assert pretrained.class_names(3) == ["0", "1", "2"]
-
-
-def test_a_pretrained_folder_that_is_none(tmp_path, capsys):
-    folder, trap = tmp_path / "folder", tmp_path / "trap"
-    network = published(128, 8, folder)
-    config, weights = json.loads((folder / "config.json").read_text()), network.state_dict()
-    words = ["interpolate", "--pretrained", str(folder), "--classes", "1,2", "--out", str(tmp_path / "p.png")]
-
-    def said(changed_config=config, changed_weights=weights):
-        (folder / "config.json").write_text(json.dumps(changed_config))
-        torch.save(changed_weights, folder / "pytorch_model.bin")
-        assert biggan.main(words) == 2
-        message = capsys.readouterr().err
-        assert message.count("\n") == 1
-        return message
-
-    for name, value in (
-        ("z_dim", "128"),
-        ("z_dim", 10**9),
-        ("layers", [[True, 16]]),
-        ("eps", None),
-        ("layers", [[True, 8, 16]]),
-    ):
-        assert f"its {name} is missing or none of BigGAN-deep's" in said(config | {name: value})
-    assert "its layers do not make images of 64" in said(config | {"output_dim": 64})
-    assert "config.json: is no configuration of BigGAN-deep" in said([])
-    assert "does not fit config.json" in said(config | {"channel_width": 16})
-    assert "does not fit config.json" in said(config, {k: v for k, v in weights.items() if "gamma" not in k})
-    key = "generator.conv_to_rgb.bias"
-    assert "not finite" in said(config, weights | {key: weights[key] * torch.nan})
-    assert "is no file of weights, or damaged" in said(config, Trap(trap))
-    assert not trap.exists()
-    (folder / "pytorch_model.bin").write_bytes(b"no zip")
-    assert biggan.main(words) == 2
-    (folder / "config.json").write_text("{")
-    assert biggan.main(words) == 2
-    assert not (tmp_path / "p.png").exists()
-
-
-def test_interpolate_names_its_own_options(model, tmp_path, capsys):
-    for words, said in (
-        ("0,99", "--classes 99: is not among"),
-        ("0,0", "--classes 0,0: is one"),
-    ):
-        out = tmp_path / "x.png"
-        assert biggan.main(["interpolate", str(model), "--classes", words, "--out", str(out)]) == 2
-        assert capsys.readouterr().err.startswith(f"labs.biggan: {said}")
-        assert not out.exists()
 
 
 def test_truncation_finds_out_before_it_measures_that_it_cannot_draw(model, tmp_path, capsys, monkeypatch):

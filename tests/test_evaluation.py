@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TOY, Trap, pictures, save_all
+from conftest import TOY, Trap, assert_same, pictures, save_all, save_networks
 from PIL import Image
 
 import rollnumber_04 as gan
 from extras import evaluate as evaluation
+from labs import parts
 
 CPU = torch.device("cpu")
 NAMES = ("ant", "bee", "cat")
@@ -27,14 +28,16 @@ def model(tmp_path):
     generator = gan.Generator(8, 3, 4, 4)
     with torch.no_grad():
         generator.project.weight.mul_(50)
-    path = tmp_path / "model.safetensors"
-    gan.save_model(path, {"generator": generator}, {})
-    return path
+    return save_networks(tmp_path / "model.safetensors", generator=generator)
 
 
 def evaluate(*words, capsys):
     assert gan.main(["evaluate", *map(str, words), "--device", "cpu"]) == 0
     return capsys.readouterr().out
+
+
+def train(*words):
+    return gan.train(gan.config_from([*map(str, words)]))
 
 
 def test_the_values_are_those_of_the_library(weights, early, model, tmp_path, capsys, monkeypatch):
@@ -177,7 +180,7 @@ def test_the_neighbours_picture_finds_a_planted_copy(weights, early, model, tmp_
 def test_a_grey_model(weights, early, tmp_path, capsys):
     torch.manual_seed(0)
     generator = gan.Generator(8, 1, 4, 4)
-    gan.save_model(tmp_path / "grey.safetensors", {"generator": generator}, {})
+    save_networks(tmp_path / "grey.safetensors", generator=generator)
     rng, data = np.random.default_rng(0), tmp_path / "data"
     for split, count in (("train", 40), ("test", 20)):
         save_all(rng.integers(0, 256, (count, 8, 8), np.uint8), data / split)
@@ -222,16 +225,28 @@ def test_the_benchmark_of_quality(weights, early, model, tmp_path, monkeypatch):
     assert figures[3]["fid"] == pytest.approx(found["fid"], rel=1e-3)
 
 
-def test_what_a_classifier_says_of_samples():
+def test_what_a_classifier_says_of_samples(monkeypatch):
     discriminator = gan.Discriminator(8, 3, 4, classes=NAMES)
     answers = torch.tensor([0, 1, 1, 2, 1, 1, 1, 1])
-    discriminator.classify = lambda pixels: torch.nn.functional.one_hot(answers, 3) * 50.0
+    monkeypatch.setattr(gan, "class_logits", lambda network, pixels: torch.nn.functional.one_hot(answers, 3) * 50.0)
     black, asked = torch.zeros(8, 8, 8, 1, dtype=torch.uint8), np.array([0, 1, 2, 2, 0, 1, 2, 0])
     said = evaluation.judged(discriminator, black, asked)
     assert said["share of each class"] == {"ant": 1 / 8, "bee": 6 / 8, "cat": 1 / 8}
     assert said["share in the asked class"] == 4 / 8
     assert said["chi2"] == pytest.approx(2 * (1 - 8 / 3) ** 2 / (8 / 3) + (6 - 8 / 3) ** 2 / (8 / 3))
     assert "share in the asked class" not in evaluation.judged(discriminator, black.expand(-1, -1, -1, 3), None)
+
+
+class Bright(parts.ConditionalGenerator):
+    """Its images have the brightness of their class; the third class is drawn as the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.architecture, self.classes = {"image_size": 8, "channels": 3, "latent_dim": 4}, NAMES
+        self.levels = torch.nn.Parameter(torch.tensor([40.0, 125.0, 125.0]) / 127.5 - 1)
+
+    def forward(self, z, y):
+        return (y @ self.levels)[:, None, None, None].expand(-1, 3, 8, 8)
 
 
 def test_evaluate_trains_a_classifier_for_a_conditional_model(weights, early, tmp_path, capsys, monkeypatch):
@@ -241,15 +256,8 @@ def test_evaluate_trains_a_classifier_for_a_conditional_model(weights, early, tm
         for i, name in enumerate(NAMES):
             level = rng.normal(40 + 85 * i, 8, (count, 8, 8, 3))
             save_all(np.clip(level, 0, 255).astype(np.uint8), tmp_path / "data" / split / name)
-    generator = gan.Generator(8, 3, 4, 4, classes=NAMES)
-    level = torch.tensor([40, 125, 125])  # the third class is drawn as the second
-
-    def draw(z, y):
-        return np.repeat((y @ level.float()).numpy().astype(np.uint8), 192).reshape(-1, 8, 8, 3)
-
-    monkeypatch.setattr(gan, "load_network", lambda *args: generator)
+    monkeypatch.setattr(gan, "load_generator", lambda *args: Bright())
     monkeypatch.setattr(evaluation, "JUDGE_EPOCHS", 12)
-    generator.draw = draw
     words = ["model", "--data", tmp_path / "data", "--samples", 30, "--inception-weights", weights / "no-logits.pth"]
     result = json.loads(evaluate(*words, "--json", capsys=capsys))
     found = result["classes"]
@@ -268,8 +276,8 @@ def scripted(monkeypatch):
     values = iter([50.0, 30.0, 40.0, 20.0, 25.0])
     facts = {"n_real": 16, "network": "none", "weights": "of nobody"}
 
-    def fid_during(options, images, device):
-        return (lambda generator: next(values)), facts | {"n_fake": options.evaluate_samples}
+    def fid_during(config, images, device):
+        return (lambda generator: next(values)), facts | {"n_fake": config.evaluate_samples}
 
     monkeypatch.setattr(evaluation, "fid_during", fid_during)
 
@@ -281,63 +289,52 @@ def rows(path):
 
 def test_best_is_the_best_of_the_curve(scripted, tmp_path):
     data = save_all(pictures(16), tmp_path / "data")
-    words = [*TOY, "--data", str(data), "--seed", "1", "--evaluate-every", "2", "--out", str(tmp_path / "run")]
-    out = gan.train(gan.parse_options([*words, "--epochs", "6"]))
+    out = train(*TOY, "--data", data, "--seed", 1, "--evaluate-every", 2, "--epochs", 6, "--out", tmp_path / "run")
     assert [row["fid"] for row in rows(out / "epochs.csv")] == ["", "50.0", "", "30.0", "", "40.0"]
-    assert gan.load_checkpoint(out / "checkpoints" / "best.pt")["epoch"] == 4
+    assert gan.load_checkpoint(out / "checkpoints" / "best.pt")["progress"]["epoch"] == 4
     assert (out / "plots" / "fid.png").exists()
-    gan.train(gan.parse_options(["--resume", str(out), "--epochs", "9"]))  # knows what was best before
+    train("--resume", out, "--epochs", 9)  # knows what was best before
     assert [row["fid"] for row in rows(out / "epochs.csv")][6:] == ["", "20.0", "25.0"]  # the last is always measured
-    best = gan.load_checkpoint(out / "checkpoints" / "best.pt")
-    assert best["epoch"] == 8
+    assert gan.load_checkpoint(out / "checkpoints" / "best.pt")["progress"]["epoch"] == 8
     assert gan.load_generator(out / "checkpoints" / "best.pt").generate(2).shape == (2, 8, 8, 3)
 
 
 def test_what_of_the_evaluation_a_resume_may_change(scripted, tmp_path, capsys):
     data = save_all(pictures(16), tmp_path / "data")
-    words = [
-        *TOY,
-        "--data",
-        str(data),
-        "--evaluate-every",
-        "1",
-        "--evaluate-samples",
-        "20",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    out = gan.train(gan.parse_options([*words, "--epochs", "2"]))
+    words = [*TOY, "--data", data, "--evaluate-every", 1, "--evaluate-samples", 20, "--epochs", 2]
+    out = train(*words, "--out", tmp_path / "run")
     assert gan.main(["--resume", str(out), "--epochs", "3", "--evaluate-samples", "30"]) == 2
-    assert "--evaluate-samples 30: the FIDs of" in capsys.readouterr().err
+    assert f"--evaluate-samples 30: the FIDs of {out / 'checkpoints' / 'last.pt'}" in (said := capsys.readouterr().err)
+    assert "20 samples, 16 images" in said
     assert gan.main(["--resume", str(out), "--epochs", "3", "--evaluate-every", "0"]) == 0
     assert rows(out / "epochs.csv")[2]["fid"] == ""
-    options = gan.parse_options(["--resume", str(tmp_path / "run"), "--iterations", "20"])
-    assert options.evaluate_every == 0
+    assert gan.config_from(["--resume", str(out), "--iterations", "20"]).evaluate_every == 0
 
 
 def test_measuring_changes_nothing_and_goes_on_exactly(weights, early, tmp_path):
     """Dropout draws from torch's own random numbers, as the making of Inception does."""
     for i, name in enumerate(NAMES):
         save_all(pictures(16, seed=i), tmp_path / "data" / name)
-    same = [*TOY, "--data", str(tmp_path / "data"), "--seed", "1", "--multitask", "--out"]
-    measured = ["--evaluate-every", "1", "--evaluate-samples", "16", "--inception-weights", str(weights / "random.pth")]
+    same = [*TOY, "--data", tmp_path / "data", "--seed", 1, "--multitask"]
+    measured = ["--evaluate-every", 1, "--evaluate-samples", 16, "--inception-weights", weights / "random.pth"]
     runs = {
-        "plain": gan.train(gan.parse_options([*same, str(tmp_path / "plain"), "--epochs", "2"])),
-        "whole": gan.train(gan.parse_options([*same, str(tmp_path / "whole"), "--epochs", "2", *measured])),
-        "parts": gan.train(gan.parse_options([*same, str(tmp_path / "parts"), "--epochs", "1", *measured])),
+        "plain": train(*same, "--epochs", 2, "--out", tmp_path / "plain"),
+        "whole": train(*same, "--epochs", 2, *measured, "--out", tmp_path / "whole"),
+        "parts": train(*same, "--epochs", 1, *measured, "--out", tmp_path / "parts"),
     }
-    gan.train(gan.parse_options(["--resume", str(runs["parts"]), "--epochs", "2"]))
+    train("--resume", runs["parts"], "--epochs", 2)
     saved = {name: gan.load_checkpoint(out / "checkpoints/last.pt") for name, out in runs.items()}
-    for name, tensor in saved["whole"]["networks"]["discriminator"].items():
-        assert torch.equal(tensor, saved["parts"]["networks"]["discriminator"][name]), name
-        assert torch.equal(tensor, saved["plain"]["networks"]["discriminator"][name]), name
-    fids = [[row["fid"] for row in saved[name]["history"]["epochs"]] for name in ("whole", "parts")]
+    for part in ("model", "optimizers", "ranks"):
+        assert_same(saved["parts"][part], saved["whole"][part], part)
+        assert_same(saved["plain"][part], saved["whole"][part], part)
+    fids = [[row["fid"] for row in saved[name]["epochs"]] for name in ("whole", "parts")]
     assert fids[0] == fids[1]
+    assert all(fids[0])
 
 
 def test_without_evaluation_there_is_no_best(tmp_path):
     data = save_all(pictures(16), tmp_path / "data")
-    out = gan.train(gan.parse_options([*TOY, "--data", str(data), "--epochs", "1", "--out", str(tmp_path / "run")]))
+    out = train(*TOY, "--data", data, "--epochs", 1, "--out", tmp_path / "run")
     assert not (out / "checkpoints" / "best.pt").exists()
     assert not (out / "plots" / "fid.png").exists()
     assert rows(out / "epochs.csv")[0]["fid"] == ""
@@ -345,26 +342,14 @@ def test_without_evaluation_there_is_no_best(tmp_path):
 
 def test_a_run_measures_itself(weights, early, tmp_path):
     data = save_all(pictures(24), tmp_path / "data")
-    words = [
-        *TOY,
-        "--data",
-        str(data),
-        "--seed",
-        "1",
-        "--iterations",
-        "4",
-        "--sample-every",
-        "2",
-        "--evaluate-every",
-        "2",
-    ]
-    words += ["--evaluate-samples", "16", "--inception-weights", str(weights / "random.pth")]
-    out = gan.train(gan.parse_options([*words, "--out", str(tmp_path / "run")]))
+    words = [*TOY, "--data", data, "--seed", 1, "--iterations", 4, "--sample-every", 2, "--evaluate-every", 2]
+    words += ["--evaluate-samples", 16, "--inception-weights", weights / "random.pth"]
+    out = train(*words, "--out", tmp_path / "run")
     values = [float(row["fid"]) for row in rows(out / "epochs.csv")]
     inception = evaluation.Inception(weights / "random.pth", CPU)
     real = evaluation.reference_features(inception, *evaluation.real_sample(gan.load_images(data), 16))
     generator = gan.load_generator(out / "generator.safetensors")
-    fake = inception.features(generator.stream(16, seed=1), 16, "")
+    fake = inception.features(gan.stream(generator, 16, seed=1), 16, "")
     assert values[-1] == pytest.approx(evaluation.quality(fake, real, inception)["fid"], rel=1e-6)
 
 
@@ -395,7 +380,7 @@ def test_what_evaluate_refuses(weights, early, model, tmp_path, fails, monkeypat
     assert "--judge: the data has no classes to learn; --no-judge" in fails(
         "evaluate", model, "--data", data, "--judge", *good
     )
-    assert "--samples: '1' is not a whole number from 16" in fails("evaluate", model, "--samples", "1")
+    assert "--samples: 1 is not a whole number from 16" in fails("evaluate", model, "--samples", "1")
     assert "--evaluate-samples: needs --evaluate-every" in fails("--data", data, "--evaluate-samples", "20")
     assert "--evaluate-every 3: must be a multiple of --sample-every 2" in fails(
         "--data", data, "--iterations", "4", "--sample-every", "2", "--evaluate-every", "3"

@@ -7,6 +7,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 from conftest import TOY, pictures, save_all
 
@@ -20,7 +22,7 @@ def trained(tmp_path_factory):
     for seed, name in enumerate(("cat", "dog")):
         save_all(pictures(12, seed=seed), folder / "data" / name)
     words = ["--data", str(folder / "data"), "--epochs", "1", "--multitask", "--seed", "1"]
-    return gan.train(gan.parse_options([*TOY, *words, "--out", str(folder / "run")]))
+    return gan.train(gan.config_from([*TOY, *words, "--out", str(folder / "run")]))
 
 
 @pytest.fixture
@@ -68,9 +70,11 @@ def test_a_checkpoint_runs_no_code(trained, tmp_path, refused):
 
 
 def at(saved: dict, place: str, value: object) -> dict:
-    """A copy of nested dicts with another value at a place such as "networks/generator"; None removes it."""
+    """A copy of nested dicts and lists with another value at a place such as "ranks/0/random"; None removes it."""
     key, _, rest = place.partition("/")
     key = int(key) if key.isdecimal() else key
+    if isinstance(saved, list):
+        return [at(saved[i], rest, value) if i == key else part for i, part in enumerate(saved)]
     if rest:
         return saved | {key: at(saved[key], rest, value)}
     if value is None:
@@ -78,63 +82,76 @@ def at(saved: dict, place: str, value: object) -> dict:
     return saved | {key: value(saved[key]) if callable(value) else value}
 
 
-PROJECT = "networks/generator/project.weight"
-STATE = "optimizers/generator/state"
+PROJECT, MOMENT = "model/generator.project.weight", "optimizers/generator/0/exp_avg"
+PARTS = ("kind", "channels", "classes", "architecture", "options", "model", "optimizers", "ranks", "progress", "log")
 CHANGES = [
+    ("format", None, "not a checkpoint of this program"),
     ("format", "other program 1", "not a checkpoint of this version of the program"),
-    *((part, None, f"not a checkpoint of this program: it lacks {part}") for part in (*gan.PARTS, *gan.COUNTERS)),
-    *((part, [1], f"its {part} is wrong") for part in gan.PARTS),
-    ("epoch", -1, "its epoch is wrong"),
-    ("epoch", 0.0, "its epoch is wrong"),
-    ("step", True, "its step is wrong"),
-    ("seconds", float("nan"), "its seconds is wrong"),
+    *((part, None, f"its {part} is wrong") for part in (*PARTS, "epochs")),
+    *((part, (1,), f"its {part} is wrong") for part in (*PARTS, "epochs")),
+    *((f"progress/{name}", None, f"its {name} is wrong") for name in ("step", "epoch", "seen", "waiting", "seconds")),
+    ("progress/epoch", -1, "its epoch is wrong"),
+    ("progress/epoch", 0.0, "its epoch is wrong"),
+    ("progress/step", True, "its step is wrong"),
+    ("progress/seconds", float("nan"), "its seconds is wrong"),
+    ("kind", "labs.biggan", "is of labs.biggan; rollnumber_04.py cannot go on with it"),
+    ("kind", "os.path", "is of os.path; rollnumber_04.py cannot go on with it"),
     ("options/width_g", 2**40, "its options are wrong: --width-g"),
     ("options/batch_size", {"a": 1}, "its options are wrong: --batch-size"),
     ("options/lr_g", float("nan"), "its options are wrong: --lr-g"),
     ("options/loss", "hope", "its options are wrong: --loss"),
-    ("options/width_g", 1024, "its generator is not that of its options"),
+    ("options/width_g", 1024, "its model.generator.project.weight has not the shape"),
     ("options/batch_size", torch.zeros(3), "its options are wrong: --batch-size"),
     ("options/data", "a\0b", "its options are wrong: --data"),
-    ("options/image_size", None, "its networks are not for --image-size None"),
-    ("options/image_size", 448, "its networks are not for --image-size 448"),
-    ("options/latent_dim", 9, "its generator is not that of its options"),
-    ("options/multitask", False, "its discriminator is not that of its options"),
-    ("architecture/discriminator", {"classes": ["cat", "cow"]}, "does not say what discriminator"),
-    ("architecture/discriminator/classes", ["cat", "cow"], "its classes are not those of the data"),
-    ("architecture/discriminator/channels", 1, "its discriminator is not that of its options"),
-    ("architecture/generator/width", 10**12, "its generator is not one that is made here"),
-    ("networks/generator", {}, "its networks.generator holds other parts"),
-    ("networks/discriminator", 3, "its networks.discriminator holds other parts"),
-    (PROJECT, torch.zeros(3), "its networks.generator.project.weight has not the shape"),
-    (PROJECT, torch.zeros(1).expand(10**12), "its networks.generator.project.weight has not the shape"),
-    (PROJECT, lambda t: torch.zeros(1).expand(t.shape), "its networks.generator.project.weight holds fewer numbers"),
-    (PROJECT, lambda t: t.to("meta"), "its networks.generator.project.weight holds fewer numbers"),
-    (PROJECT, torch.Tensor.to_sparse, "its networks.generator.project.weight holds fewer numbers"),
-    (PROJECT, torch.Tensor.double, "its networks.generator.project.weight has not the shape"),
-    (PROJECT, lambda t: t * torch.nan, "its networks.generator.project.weight holds numbers that are not finite"),
-    (
-        f"{STATE}/0/exp_avg",
-        lambda t: t + torch.inf,
-        "its optimizer's state.0.exp_avg holds numbers that are not finite",
-    ),
-    ("average/generator", None, "its average holds other parts"),
-    ("sums/totals", torch.zeros(2), "its sums.totals has not the shape"),
-    (f"{STATE}/0/exp_avg", torch.zeros(2), "its optimizer's state.0.exp_avg has not the shape"),
-    (f"{STATE}/0/step", None, "its optimizer's state.0 holds other parts"),
-    (f"{STATE}/0", None, "its optimizer's state holds other parts"),
+    ("options/image_size", None, "its options are wrong: no seed or no image size"),
+    ("options/image_size", 448, "its model holds other parts"),
+    ("options/image_size", 9, "its options are wrong"),
+    ("options/latent_dim", 9, "its model.generator.project.weight has not the shape"),
+    ("options/multitask", False, "its options are wrong: --validation-split: needs --multitask"),
+    ("options", lambda old: old | {"multitask": False, "validation_split": None}, "its model holds other parts"),
+    ("options/optimizer", "sgd", "its optimizer's state.0 holds other parts"),
+    ("options/fid", {"n_fake": 9}, "its fid is wrong"),
+    ("options/fid", {"n_real": torch.zeros(3)}, "its fid is wrong"),
+    ("options/fid", torch.zeros(3), "its fid is wrong"),
+    ("classes", ["cat", "cow"], "its classes are not those of the data"),
+    ("classes", [1, torch.zeros(3)], "its classes are not those of the data"),
+    ("classes", ["cat"] * 10**6, "its model.discriminator.head.4.weight has not the shape"),
+    ("channels", 1, "its model.generator.layers"),
+    ("channels", -1, "its options are wrong"),
+    ("channels", 10**15, "its model.generator.layers"),
+    ("model", {}, "its model holds other parts"),
+    (PROJECT, 3, "its model.generator.project.weight has not the shape"),
+    (PROJECT, torch.zeros(3), "its model.generator.project.weight has not the shape"),
+    (PROJECT, torch.zeros(1).expand(10**12), "its model.generator.project.weight has not the shape"),
+    (PROJECT, lambda t: torch.zeros(1).expand(t.shape), "its model.generator.project.weight holds fewer numbers"),
+    (PROJECT, lambda t: t.to("meta"), "its model.generator.project.weight holds fewer numbers"),
+    (PROJECT, torch.Tensor.to_sparse, "its model.generator.project.weight holds fewer numbers"),
+    (PROJECT, torch.Tensor.double, "its model.generator.project.weight has not the shape"),
+    (PROJECT, lambda t: t * torch.nan, "its model.generator.project.weight holds numbers that are not finite"),
+    ("model/averages.generator.project.weight", None, "its model holds other parts"),
+    ("model/sums", torch.zeros(2), "its model.sums has not the shape"),
+    (MOMENT, lambda t: t + torch.inf, "its optimizer's state.0.exp_avg holds numbers that are not finite"),
+    (MOMENT, torch.zeros(2), "its optimizer's state.0.exp_avg has not the shape"),
+    ("optimizers/generator/0/step", None, "its optimizer's state.0 holds other parts"),
+    ("optimizers/generator/0", None, "its optimizer's state holds other parts"),
     ("optimizers/discriminator", None, "its optimizer's state holds other parts"),
-    ("history/log", [{"step": 1}], "its history is not that of a run with these options"),
-    ("history/epochs", 5, "its history is not that of a run with these options"),
-    ("seen", 10**12, "has seen more images of its epoch than there are"),
-    ("step", 10**6, "its history lacks the steps since step"),
-    ("options/replay", 64, "its pools holds other parts"),
-    ("history/log", lambda rows: rows[::-1] + rows, "its history is not that of a run with these options"),
-    ("history/epochs", lambda rows: [rows[0] | {"diversity": "much"}], "its history is not that of a run"),
-    ("history/log", lambda rows: [rows[0] | {"d_loss": torch.inf}], "its history is not that of a run"),
-    ("history/log", lambda rows: [rows[0] | {"d_loss": 10**400}], "its history is not that of a run"),
-    ("rng/noise", torch.zeros(3, dtype=torch.uint8), "its rng.noise has not the shape"),
-    ("rng/noise", torch.zeros_like, "its rng is wrong"),
-    ("rng/dropout", torch.zeros_like, "its rng is wrong"),
+    ("log", [{"step": 1}], "its history is not that of a run with these options"),
+    ("epochs", [5], "its history is not that of a run with these options"),
+    ("progress/seen", 10**12, "has seen more images of its epoch than there are"),
+    ("progress/step", 10**6, "its history lacks the steps since step"),
+    ("log", lambda rows: rows[::-1] + rows, "its history is not that of a run with these options"),
+    ("epochs", lambda rows: [rows[0] | {"diversity": "much"}], "its history is not that of a run"),
+    ("epochs", lambda rows: [rows[0] | {"fid": torch.zeros(3)}], "its history is not that of a run"),
+    ("log", lambda rows: [rows[0] | {"d_loss": torch.inf}], "its history is not that of a run"),
+    ("log", lambda rows: [rows[0] | {"d_loss": 10**400}], "its history is not that of a run"),
+    ("ranks", [3], "its ranks holds other parts"),
+    ("ranks", [{"random": 3, "pools": {}}], "its ranks.random holds other parts"),
+    ("ranks", [{"random": {}}], "its ranks holds other parts"),
+    ("ranks/0/pools", {"fakes": {"images": torch.zeros(3)}}, "its ranks.pools holds other parts"),
+    ("ranks/0/random/device", 3, "its ranks.random.device is wrong"),
+    ("ranks/0/random/noise", torch.zeros(3, dtype=torch.uint8), "its ranks.random.noise has not the shape"),
+    ("ranks/0/random/noise", torch.zeros_like, "its ranks are wrong"),
+    ("ranks/0/random/dropout", torch.zeros_like, "its ranks are wrong"),
 ]
 
 
@@ -142,31 +159,58 @@ CHANGES = [
 def test_a_checkpoint_with_a_part_that_is_wrong(trained, tmp_path, refused, monkeypatch, place, value, message):
     saved = torch.load(trained / "checkpoints/last.pt", weights_only=True)
     torch.save(at(saved, place, value), tmp_path / "changed.pt")
-    make_run = gan.make_run
+    build = gan.GAN.build
 
-    def of_honest_size(options, *arguments):
-        assert (options.width_g, options.image_size, options.latent_dim) == (4, 8, 8)
-        return make_run(options, *arguments)
+    def of_honest_size(model):
+        sizes = (model.config.width_g, model.config.image_size, model.config.latent_dim)
+        assert sizes == (4, 8, 8) or torch.get_default_device().type == "meta"
+        build(model)
 
-    monkeypatch.setattr(gan, "make_run", of_honest_size)
+    monkeypatch.setattr(gan.GAN, "build", of_honest_size)
     assert message in refused(tmp_path / "changed.pt", everywhere=False)
 
 
-def test_a_checkpoint_of_another_program_is_told_what_it_lacks(tmp_path, refused):
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("kind", "os.path", "does not say what network of this program its weights are of"),
+        ("architecture", {}, "holds no generator"),
+        ("architecture/generator", 3, "holds no generator"),
+        ("architecture/generator/width", 10**12, "generator.project.weight has not the shape"),
+        ("architecture/generator/latent_dim", 10**12, "generator.project.weight has not the shape"),
+        ("architecture/generator/image_size", 10**12, "its generator is not one that is made here"),
+        ("architecture/generator/colour", "red", "its generator is not one that is made here"),
+        ("architecture/generator/width", 1024, "generator.project.weight has not the shape"),
+    ],
+)
+def test_a_checkpoint_whose_networks_are_not_what_it_says(trained, tmp_path, fails, place, value, message):
+    saved = torch.load(trained / "checkpoints/last.pt", weights_only=True)
+    torch.save(at(saved, place, value), tmp_path / "changed.pt")
+    out = tmp_path / "x.png"
+    assert message in fails("generate", tmp_path / "changed.pt", "--out", out, writes_nothing_to=out)
+
+
+def test_a_checkpoint_of_another_program_is_none_of_this(tmp_path, refused):
     torch.save({"model_state_dict": {"weight": torch.zeros(3)}, "epoch": 7}, tmp_path / "other.pt")
-    lacks = ", ".join(("format", *gan.PARTS, *(name for name in gan.COUNTERS if name != "epoch")))
-    assert f"other.pt: not a checkpoint of this program: it lacks {lacks}" in refused(tmp_path / "other.pt")
+    assert "other.pt: not a checkpoint of this program" in refused(tmp_path / "other.pt")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
-    assert "tensor.pt: not a checkpoint of this program: it lacks format" in refused(tmp_path / "tensor.pt")
+    assert "tensor.pt: not a checkpoint of this program" in refused(tmp_path / "tensor.pt")
+
+
+def test_a_checkpoint_of_another_kind_of_device_goes_on_with_other_noise(trained, tmp_path, capsys):
+    saved = torch.load(trained / "checkpoints/last.pt", weights_only=True)
+    torch.save(at(saved, "ranks/0/random", {"device": "cuda", "noise": torch.zeros(16)}), tmp_path / "moved.pt")
+    assert gan.main(["--resume", str(tmp_path / "moved.pt"), "--out", str(tmp_path / "new"), "--epochs", "2"]) == 0
+    assert "note: the checkpoint is from another kind of device" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("expand", [lambda t: torch.zeros(1).expand(t.shape), lambda t: t * torch.nan])
 def test_no_command_takes_weights_that_are_not_there(trained, tmp_path, refused, expand):
     saved = torch.load(trained / "checkpoints/last.pt", weights_only=True)
-    for name, key in (("generator", "project.weight"), ("discriminator", "score.weight")):
-        saved = at(saved, f"average/{name}/{key}", expand)
+    for key in ("generator.project.weight", "discriminator.score.weight"):
+        saved = at(saved, f"model/averages.{key}", expand)
     torch.save(saved, tmp_path / "changed.pt")
-    assert "its average.generator.project.weight holds " in refused(tmp_path / "changed.pt")
+    assert "its model.averages.generator.project.weight holds " in refused(tmp_path / "changed.pt")
 
 
 def test_a_checkpoint_that_unpacks_to_gigabytes(trained, tmp_path, refused):
@@ -217,9 +261,10 @@ def test_damaged_checkpoints_and_models(trained, tmp_path, capsys, count):
 
 def test_weights_that_are_not_numbers(trained, tmp_path, fails):
     for name in ("generator", "discriminator"):
-        network = gan.load_network(trained / f"{name}.safetensors", name)
-        next(network.parameters()).data[0] = torch.nan
-        gan.save_model(tmp_path / "nan.safetensors", {name: network}, {})
+        with safetensors.safe_open(trained / f"{name}.safetensors", "pt") as file:
+            tensors, metadata = {key: file.get_tensor(key) for key in sorted(file.keys())}, file.metadata()
+        next(tensor for tensor in tensors.values() if tensor.is_floating_point())[0] = torch.nan
+        safetensors.torch.save_file(tensors, tmp_path / "nan.safetensors", metadata)
         words = ["--out", tmp_path / "x.png"] if name == "generator" else [tmp_path / "x.png"]
         command = "generate" if name == "generator" else "classify"
         assert "holds numbers that are not finite" in fails(command, tmp_path / "nan.safetensors", *words)

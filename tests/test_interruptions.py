@@ -35,7 +35,7 @@ PARTS = 8  # of what is slow, so that each core has some
 QUICK_AND_PARTS = ["quick", *(pytest.param(part, marks=pytest.mark.slow) for part in range(PARTS))]
 TELL, HOLD = "tell", "hold"  # what a process may do at a moment, beside sending itself a signal
 EVERY = "every moment"  # of which a plan may say what to do, too
-FIRST_HEARD = "start: write options.json.tmp"  # from here on a run listens to signals
+FIRST_HEARD = "start: write log.csv"  # from here on a run listens to signals
 IN_A_SAVE = "save of step 8: sync checkpoints/last.pt.tmp"
 OF_THE_STOP = [  # what a run that is told to stop in step 8 comes by then
     f"save of step 8: {change}"
@@ -46,11 +46,29 @@ OF_THE_STOP = [  # what a run that is told to stop in step 8 comes by then
 
 def run_words(data: Path, out: Path) -> list[str]:
     """Three epochs of five steps with everything that has a state: a head with dropout, flips, rows across a stop."""
-    words = "--multitask --flip --epochs 3 --seed 7 --log-every 3 --save-every 1 --keep 2".split()
+    words = "--multitask --flip --epochs 3 --seed 7 --save-every 1".split()
     return [*TOY, *words, "--data", str(data), "--out", str(out)]
 
 
+@pytest.fixture(autouse=True)
+def often(monkeypatch):
+    """Rows across a stop and checkpoints that make room for newer ones, in runs this short; `child` has the same."""
+    monkeypatch.setattr(gan, "LOG_EVERY", 3)
+    monkeypatch.setattr(gan, "KEPT", 2)
+
+
 # ------------------------------------------------------------------------------------------------------------ moments
+
+
+def before_steps(happens: Callable[[int], None]) -> None:
+    """Call something with the number of each step that is about to begin, from 1."""
+    step = gan.GAN.step
+
+    def noticed(model, *batch):
+        happens(int(model.steps) + 1)
+        return step(model, *batch)
+
+    gan.GAN.step = noticed
 
 
 class Moments:
@@ -62,14 +80,14 @@ class Moments:
 
     def __init__(self, out: Path, reached: Callable[[str], None]):
         self.out, self.reached, self.where, self.opened, self.renamed = out, reached, "start", out, out
-        self.train_step, self.save_run, self.fsync = gan.train_step, gan.save_run, os.fsync
-        gan.train_step, gan.save_run, os.fsync = self.at_step, self.at_save, self.at_sync
+        self.save_run, self.fsync = gan.save_run, os.fsync
+        before_steps(self.at_step)
+        gan.save_run, os.fsync = self.at_save, self.at_sync
         sys.addaudithook(self.at_event)
 
-    def at_step(self, run, *arguments):
-        self.where = f"step {run.step + 1}"
+    def at_step(self, number):
+        self.where = f"step {number}"
         self.reached(self.where)
-        return self.train_step(run, *arguments)
 
     def at_save(self, run, *arguments, **options):
         outside, self.where = self.where, f"save of step {run.step}"
@@ -110,6 +128,7 @@ def child(words: list[str], plan: dict[str, int | str], status, line) -> None:
     """Run the command in this process; at the moments of a plan it sends itself a signal, tells of it, or waits too."""
     os.setpgrp()
     torch.set_num_threads(1)
+    gan.LOG_EVERY, gan.KEPT = 3, 2
     sys.stdout = sys.stderr = open(os.devnull, "w")
 
     def reached(moment):
@@ -254,10 +273,15 @@ def assert_as_whole(out: Path, whole: Whole) -> None:
     assert not [*out.rglob("*.tmp")]
 
 
+def step_saved(out: Path) -> int:
+    """The step that last.pt is of."""
+    return gan.load_checkpoint(out / "checkpoints" / "last.pt")["progress"]["step"]
+
+
 def assert_saved(out: Path, *steps: int | None) -> None:
     """last.pt is whole and of one of these steps; None stands for none."""
     last = out / "checkpoints" / "last.pt"
-    assert (gan.load_checkpoint(last)["step"] if last.exists() else None) in steps
+    assert (step_saved(out) if last.exists() else None) in steps
 
 
 def assert_goes_on(fork, out: Path, whole: Whole) -> None:
@@ -478,14 +502,14 @@ def test_a_small_disk_and_a_read_only_one(whole, small_disk, capsys):
     assert said.startswith("rollnumber_04.py: stopped at step ")
     assert "No space left on device" in said
     assert said.count("\n") == 1
-    step = gan.load_checkpoint(out / "checkpoints" / "last.pt")["step"]
+    step = step_saved(out)
     assert 0 < step < 40 * 5
     subprocess.run(["mount", "-o", "remount,ro,size=2m", small_disk], check=True)
     assert gan.main(["--resume", "--out", str(out)]) in (1, 2)
     said = capsys.readouterr().err
     assert "Read-only file system" in said
     assert said.count("\n") == 1
-    assert gan.load_checkpoint(out / "checkpoints" / "last.pt")["step"] == step
+    assert step_saved(out) == step
 
 
 def test_resume_falls_back_to_the_newest_whole_checkpoint(whole, tmp_path, fork, capsys):
@@ -495,8 +519,7 @@ def test_resume_falls_back_to_the_newest_whole_checkpoint(whole, tmp_path, fork,
     whole_bytes = (checkpoints / "last.pt").read_bytes()
     for name in ("last.pt", "epoch_0003.pt"):
         (checkpoints / name).write_bytes(whole_bytes[: len(whole_bytes) // 2])
-    options = gan.parse_options(["--resume", "--out", str(out)])
-    assert options.resume.name == "epoch_0002.pt"
+    assert gan.config_from(["--resume", "--out", str(out)]).resume.name == "epoch_0002.pt"
     assert "last.pt: not a whole checkpoint" in (said := capsys.readouterr().out)
     assert "trying epoch_0002.pt" in said
     assert finish(fork(["--resume", "--out", str(out)])) == 0
@@ -513,11 +536,11 @@ def test_a_resume_from_an_early_checkpoint_does_its_epochs_again(whole, tmp_path
     assert_as_whole(out, whole)
 
 
-@pytest.mark.parametrize("words", [["--batch-size", "30"], ["--log-every", "1"]])
+@pytest.mark.parametrize("words", [["--batch-size", "30"], ["--optimizer", "rmsprop", "--translation"]])
 def test_a_run_stopped_within_an_epoch_goes_on_with_other_options(whole, tmp_path, fork, words):
     out = tmp_path / "run"
     assert finish(fork(run_words(whole.data, out), {"step 2": signal.SIGINT})) == 130
-    saved = gan.load_checkpoint(out / "checkpoints/last.pt")
+    saved = gan.load_checkpoint(out / "checkpoints/last.pt")["progress"]
     assert (saved["step"], saved["seen"], saved["waiting"]) == (2, 16, 2)
     assert finish(fork(["--resume", "--out", str(out), *words])) == 0
     with open(out / "epochs.csv", newline="", encoding="utf-8") as file:
@@ -525,7 +548,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_with_other_options(whole, tmp_pat
     with open(out / "log.csv", newline="", encoding="utf-8") as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
     assert steps == sorted(set(steps))
-    assert steps[-1] == gan.load_checkpoint(out / "checkpoints/last.pt")["step"]
+    assert steps[-1] == step_saved(out)
 
 
 def test_other_data_begins_the_epoch_again(whole, tmp_path, fork, capsys):
@@ -553,38 +576,43 @@ def test_a_second_run_in_the_same_folder_is_refused(whole, fork, tmp_path):
     assert_as_whole(out, whole)
 
 
-@pytest.mark.parametrize("measure", ["d_loss", "g_loss"])
-def test_the_step_and_the_loss_that_went_wrong_are_named(whole, tmp_path, monkeypatch, capsys, measure):
-    original = gan.train_step
+@pytest.mark.parametrize("metric", ["d_loss", "g_loss"])
+def test_the_step_and_the_loss_that_went_wrong_are_named(whole, tmp_path, monkeypatch, capsys, metric):
+    original = gan.GAN.step
 
-    def step(run, *arguments):
-        measures = original(run, *arguments)
-        if run.step == 6:  # the seventh
-            measures[run.measures.index(measure)] = torch.inf
-        return measures
+    def step(model, *batch):
+        metrics = original(model, *batch)
+        if int(model.steps) == 6:  # the seventh
+            metrics[model.columns(model.config).index(metric)].fill_(torch.inf)
+        return metrics
 
-    monkeypatch.setattr(gan, "train_step", step)
+    monkeypatch.setattr(gan.GAN, "step", step)
     assert gan.main(run_words(whole.data, tmp_path / "run")) == 1
-    assert f"{measure} is not finite at step 7, epoch 2; the last checkpoint is whole" in capsys.readouterr().err
-    assert gan.load_checkpoint(tmp_path / "run/checkpoints/last.pt")["step"] == 5
+    assert f"{metric} is not finite at step 7, epoch 2; the last checkpoint is whole" in capsys.readouterr().err
+    assert step_saved(tmp_path / "run") == 5
 
 
 def test_a_gradient_that_is_not_finite_is_never_saved(whole, tmp_path, monkeypatch, capsys):
-    original = gan.train_step
+    original = gan.GAN.step
 
-    def step(run, *arguments):
-        measures = original(run, *arguments)
-        if run.step == 9:  # the last of epoch 2: no later loss would show it
-            next(run.generator.parameters()).data[0, 0] = torch.nan
-        return measures
+    def step(model, *batch):
+        metrics = original(model, *batch)
+        if int(model.steps) == 9:  # the last of epoch 2: no later loss would show it
+            next(model.generator.parameters()).data[0, 0] = torch.nan
+        return metrics
 
-    monkeypatch.setattr(gan, "train_step", step)
+    monkeypatch.setattr(gan.GAN, "step", step)
     assert gan.main(run_words(whole.data, tmp_path / "run")) == 1
-    message = "state.networks.generator.project.weight holds numbers that are not finite at step 10, epoch 3"
+    message = "state.model.generator.project.weight holds numbers that are not finite at step 10, epoch 3"
     assert message in capsys.readouterr().err
     saved = gan.load_checkpoint(tmp_path / "run/checkpoints/last.pt")
-    assert saved["step"] == 5
-    assert all(t.isfinite().all() for t in saved["networks"]["generator"].values())
+    assert saved["progress"]["step"] == 5
+    assert all(tensor.isfinite().all() for tensor in saved["model"].values())
+
+
+def untrained(*words: str) -> gan.GAN:
+    """What has a run's warnings."""
+    return gan.GAN(gan.config_from([*TOY, "--seed", "0", *words]))
 
 
 def history(count, **values):
@@ -600,24 +628,24 @@ def history(count, **values):
     ],
 )
 def test_a_warning_comes_once_each_time_a_trouble_begins(loss, values, word):
-    rows, begun, options = [], [], gan.parse_options(["--loss", loss])
+    rows, begun, model = [], [], untrained("--loss", loss)
     for row in history(6) + history(8, **values) + history(4) + history(8, **values):
         rows.append(row | {"step": 400 * (len(rows) + 1)})
-        before = gan.troubles(rows[:-1], options)
-        new = [trouble for trouble in gan.troubles(rows, options) if trouble not in before]
-        begun += [(len(rows), trouble) for trouble in new]
+        before = model.warnings(rows[:-1])
+        new = [warning for warning in model.warnings(rows) if warning not in before]
+        begun += [(len(rows), warning) for warning in new]
     assert [epoch for epoch, _ in begun] == [9, 21]  # three epochs of 400 steps after 6, and after 18
-    assert all(word in trouble for _, trouble in begun)
+    assert all(word in warning for _, warning in begun)
 
 
 def test_a_run_that_begins_grey_is_not_warned_of():
-    assert not gan.troubles(history(2, diversity=0.01), gan.parse_options([]))
+    assert not untrained().warnings(history(2, diversity=0.01))
     tiny_epochs = [row | {"step": i} for i, row in enumerate(history(300, diversity=0.01))]
-    assert not gan.troubles(tiny_epochs, gan.parse_options([]))
+    assert not untrained().warnings(tiny_epochs)
 
 
 def test_the_warning_is_in_the_table_and_on_the_screen(whole, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gan, "LONG", 5)
+    monkeypatch.setattr(gan, "LASTING", 5)
     monkeypatch.setattr(gan, "COLLAPSED", 100)
     words = run_words(whole.data, tmp_path / "run")
     words[words.index("--epochs") + 1] = "5"
@@ -637,14 +665,14 @@ def test_the_warning_is_in_the_table_and_on_the_screen(whole, tmp_path, monkeypa
     ],
 )
 def test_out_of_memory_is_advice_and_a_smaller_batch_goes_on(whole, tmp_path, monkeypatch, capsys, error):
-    original = gan.train_step
+    original = gan.GAN.step
 
-    def step(run, batches, *arguments):
-        if len(batches[0][0]) > 4:
+    def step(model, real, labels):
+        if len(real) > 4:
             raise error
-        return original(run, batches, *arguments)
+        return original(model, real, labels)
 
-    monkeypatch.setattr(gan, "train_step", step)
+    monkeypatch.setattr(gan.GAN, "step", step)
     words = run_words(whole.data, tmp_path / "run")
     words[words.index("--batch-size") + 1] = "16"
     assert gan.main(words) == 2

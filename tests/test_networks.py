@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from conftest import ROOT
+from PIL import Image
 
 import rollnumber_04 as gan
 
@@ -49,7 +51,7 @@ def test_image_i_of_a_seed_does_not_depend_on_how_many_are_drawn(generator):
     assert images.shape == (300, 16, 16, 3)
     for n in (1, 2, 127, 128, 129, 256):
         assert (generator.generate(n, seed=7) == images[:n]).all()
-    assert (np.concatenate([*generator.stream(130, seed=7)]) == images[:130]).all()
+    assert (np.concatenate([*gan.stream(generator, 130, seed=7)]) == images[:130]).all()
     assert len(np.unique(images.reshape(300, -1), axis=0)) == 300
     assert (generator.generate(8, seed=8) != images[:8]).any(axis=(1, 2, 3)).all()
 
@@ -97,3 +99,19 @@ def test_weights_are_drawn_with_the_papers_deviation():
             if parameter.ndim > 1:
                 assert parameter.std().item() == pytest.approx(0.02, rel=0.08), name
                 assert abs(parameter.mean()) < 0.002, name
+
+
+@pytest.mark.parametrize("name", ["cifar10-ls", "cifar10-multitask"])
+def test_a_saved_model_draws_the_pictures_beside_it(name):
+    path = ROOT / "saved_models" / f"{name}.safetensors"
+    generator = gan.load_generator(path)
+    assert gan.count_parameters(generator) == 370_624
+    drawn = np.asarray(gan.sheet(generator.generate(64, seed=1)), dtype=int)
+    with Image.open(path.with_suffix(".png")) as beside:
+        differences = abs(drawn - np.asarray(beside, dtype=int))
+    assert differences.max() <= 1  # another machine may round otherwise
+    assert (differences > 0).mean() < 0.01
+    if name == "cifar10-multitask":
+        discriminator = gan.load_network(path, "discriminator")
+        assert gan.count_parameters(discriminator) - gan.count_parameters(discriminator.head) == 167_872
+        assert len(discriminator.architecture["classes"]) == 10

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import struct
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -74,16 +75,20 @@ numbers = st.one_of(st.integers(-5, 10**12).map(str), st.floats(allow_nan=True).
 texts = st.one_of(st.text(max_size=20), odd)
 
 
-def values(action):
-    """What may be typed after a flag: what it takes, and what it does not."""
-    if action.nargs == 0:
+def values(part, kind):
+    """What may be typed after an option's flag: what it takes, and what it does not."""
+    if kind is bool:
         return st.just([])
-    good = st.sampled_from(sorted(map(str, action.choices))) if action.choices else numbers
+    good = st.sampled_from(sorted(part.metadata["choices"])) if part.metadata["choices"] else numbers
     return st.one_of(good, good, texts).map(lambda value: [value])
 
 
-FLAGS = [(flag, action) for action in gan.build_parser()._actions for flag in action.option_strings if flag != "--help"]
-flags = st.sampled_from(FLAGS).flatmap(lambda pair: values(pair[1]).map(lambda typed: [pair[0], *typed]))
+FLAGS = [
+    (flag, values(part, kind))
+    for part, kind in zip(fields(gan.Config), gan.kinds_of(gan.Config).values(), strict=True)
+    for flag in [gan.flag_of(part.name), *([gan.flag_of(part.name, False)] if kind is bool else [])]
+]
+flags = st.sampled_from(FLAGS).flatmap(lambda pair: pair[1].map(lambda typed: [pair[0], *typed]))
 command_lines = st.lists(st.one_of(flags, flags, flags, texts.map(lambda word: [word])), max_size=6).map(
     lambda parts: [word for part in parts for word in part]
 )
@@ -92,7 +97,7 @@ command_lines = st.lists(st.one_of(flags, flags, flags, texts.map(lambda word: [
 @pytest.mark.parametrize("cases", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)])
 def test_any_command_line(tmp_path, monkeypatch, cases):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gan, "train", lambda options: None)  # only what is typed is at stake
+    monkeypatch.setattr(gan, "train", lambda config, kind: None)  # only what is typed is at stake
     seen = []
 
     @settings(max_examples=cases, **SETTINGS)
@@ -115,26 +120,12 @@ def test_any_combination_of_options_trains_or_says_why_not(tmp_path, cases):
         {"--image-size": choice([8, 10, 12, 14, 28, 9, 4])},
         optional={
             "--loss": choice([*gan.LOSSES]),
-            "--arch": choice(gan.ARCHITECTURES),
-            "--upsample": choice(gan.UPSAMPLES),
-            "--kernel": choice([1, 2, 3, 5]),
-            "--norm": choice([*gan.NORMS, "batch,none", "none,instance"]),
-            "--init": choice(gan.INITS),
-            "--latent": choice(gan.LATENTS),
-            "--dropout": choice([0, 0.3]),
-            "--conditional": choice([""]),
-            "--penalty": choice(["none", *gan.PENALTIES]),
-            "--d-steps": choice([1, 3, 7]),
-            "--replay": choice([0, 12, 64]),
-            "--instance-noise": choice([0, 0.3]),
-            "--label-smoothing": choice([0, 0.1]),
-            "--spectral-norm": choice([""]),
-            "--bias": choice([""]),
             "--iterations": choice([1, 3]),
             "--optimizer": choice(["adam", "adamw", "rmsprop", "sgd"]),
             "--batch-size": choice([2, 3, 12, 13, 1000]),
             "--multitask": choice([""]),
             "--flip": choice([""]),
+            "--translation": choice([""]),
             "--class-weight": choice([0, 0.5, 1]),
             "--validation-split": choice([0.01, 0.1, 0.5, 0.9]),
             "--ema": choice([0, 1, 10**9]),
@@ -142,9 +133,8 @@ def test_any_combination_of_options_trains_or_says_why_not(tmp_path, cases):
             "--width-g": choice([1, 3]),
             "--width-d": choice([1, 3]),
             "--latent-dim": choice([1, 5]),
-            "--negative-slope": choice([0, 1]),
             "--precision": choice(["fp32", "bf16"]),
-            "--log-every": choice([1, 7]),
+            "--launch": choice(["graph", "kernels"]),
             "--deterministic": choice([""]),
         },
     )

@@ -5,10 +5,11 @@ import types
 
 import pytest
 import torch
-from conftest import TOY, graph_if_asked, pictures, save_all
+from conftest import LABS, TOY, assert_same, pictures, save_all, toy_lab
 
 import rollnumber_04 as gan
-from extras import speed
+from extras import cache, speed
+from labs.parts import Pool
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -32,6 +33,13 @@ def cached(tmp_path, monkeypatch):
     return tmp_path / "data", tmp_path / "cache" / "rollnumber_04"
 
 
+def uncached(data, **options):
+    """The images as decoded anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gan, "CACHED_FROM", 10**9)
+        return gan.load_images(data, **options)
+
+
 def no_decoding(*arguments):
     raise AssertionError("decoded again")
 
@@ -47,14 +55,14 @@ def test_a_set_is_decoded_once(cached, monkeypatch):
     assert again.classes == first.classes == ("cat", "dog")
     again.pixels[0] = 0  # it can be written to, as what was decoded can
     with pytest.raises(AssertionError, match="decoded again"):
-        gan.load_images(data, cache=False)
+        uncached(data)
 
 
 def test_folders_of_one_name_are_not_taken_for_each_other(cached, tmp_path, monkeypatch):
     save_all(pictures(12, seed=5), tmp_path / "elsewhere" / "data" / "cat")
     for folder in (tmp_path, tmp_path / "elsewhere"):
         monkeypatch.chdir(folder)
-        assert torch.equal(gan.load_images("data").pixels, gan.load_images("data", cache=False).pixels)
+        assert torch.equal(gan.load_images("data").pixels, uncached("data").pixels)
 
 
 @pytest.mark.parametrize("change", ["content", "time", "name", "new", "size asked for", "damaged"])
@@ -75,7 +83,7 @@ def test_what_has_changed_is_decoded_again(cached, change):
         size = 16
     else:
         file.write_bytes(file.read_bytes()[:-5])
-    expected = gan.load_images(data, image_size=size, cache=False)
+    expected = uncached(data, image_size=size)
     assert torch.equal(gan.load_images(data, image_size=size).pixels, expected.pixels)
     assert len([*folder.iterdir()]) == (1 if change == "damaged" else 2)
 
@@ -93,7 +101,7 @@ def test_small_sets_and_sets_with_damage_are_not_cached(cached, monkeypatch):
 
 def test_what_was_used_longest_ago_makes_room(cached, monkeypatch):
     data, folder = cached
-    monkeypatch.setattr(gan, "CACHE_BYTES", 19_000)  # 12 images of 16×16 are 9,216 bytes
+    monkeypatch.setattr(cache, "MOST_BYTES", 19_000)  # 12 images of 16×16 are 9,216 bytes
     gan.load_images(data, image_size=16)
     (old,) = folder.iterdir()
     os.utime(old, (1, 1))
@@ -116,71 +124,126 @@ def test_a_cache_that_cannot_be_written_is_a_note(cached, monkeypatch, capsys):
 # ---------------------------------------------------------------------------------------------------- captured steps
 
 
-def trained(device, *words, steps=12, bf16=False):
-    """A run of so many steps on 60 images, two epochs of them begun, and its rows."""
-    options = gan.parse_options([*TOY, "--device", str(device), "--seed", "3", "--log-every", "4", *words])
+class Pooled(gan.GAN):
+    """With a pool of 40 earlier images, as labs have them."""
+
+    def build(self):
+        super().build()
+        self.pools = {"reals": Pool(40, (3, 8, 8))}
+
+    def step(self, real, labels):
+        return super().step(*self.pools["reals"].swap(real, labels, self.rng))
+
+
+def trained(device, *words, kind=gan.GAN, make_launcher=gan.launcher, steps=12):
+    """A run of so many steps on 60 images, two epochs of them begun, and its launcher."""
+    config = gan.config_from([*TOY, "--seed", "3", *words, "--device", str(device)])
     images = gan.Images(torch.from_numpy(pictures(60)), torch.arange(60) % 2, ("cat", "dog"))
     images = gan.on_device(images, device)
-    run = gan.make_run(options, 3, device, bf16, images.classes if options.multitask or options.conditional else ())
-    run.planned = 20
-    if options.compile:
-        speed.compile_networks(run)
-    rows = []
-    while run.step < steps:
-        rows += gan.train_leg(run, images, min(5, steps - run.step), options)
-    return run, rows
+    return run_of(kind(config, 3, images.classes if config.multitask else ()).on(device), images, make_launcher, steps)
 
 
-def assert_same(run, other, rtol=0.0, atol=0.0):
-    for network, its in zip(run.networks.values(), other.networks.values(), strict=True):
-        for weight, of_other in zip(network.parameters(), its.parameters(), strict=True):
-            torch.testing.assert_close(weight, of_other, rtol=rtol, atol=atol)
-    torch.testing.assert_close(
-        run.averages["generator"].state_dict(), other.averages["generator"].state_dict(), rtol=rtol, atol=atol
-    )
+def run_of(model, images, make_launcher=gan.launcher, steps=12):
+    """See `trained`."""
+    run = gan.Run(model, images, None, None, {}, total=steps)
+    launch = make_launcher(model, images)
+    for index in gan.batches(run):
+        launch(run.images, index)
+        run.count_step()
+    return run, launch
+
+
+def state(run):
+    """All that training has changed."""
+    optimizers = {name: optimizer.state_dict()["state"] for name, optimizer in run.gan.optimizers.items()}
+    own = dict(gan.rank_state(run.gan)["random"])
+    return {"model": dict(run.gan.state_dict()), "optimizers": optimizers, "own": own, "at": (run.epoch, run.seen)}
+
+
+def assert_near(run, other, rtol, atol):
+    """Two runs have about the same weights, averages and sums of metrics, and the same counters."""
+    found, expected = dict(run.gan.state_dict()), dict(other.gan.state_dict())
+    torch.testing.assert_close(found.pop("sums"), expected.pop("sums"), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
     assert (run.step, run.epoch, run.seen) == (other.step, other.epoch, other.seen)
-    assert run.ticks.item() == other.ticks.item()
 
 
 def test_captured_steps_are_fed_and_counted_as_plain_ones(monkeypatch):
-    plain, rows = trained(CPU, "--replay", "40", "--instance-noise", "0.2")
+    plain, _ = trained(CPU, kind=Pooled)
     calls = []
 
-    def stand_in(run, images, options):
+    def stand_in(model, images, index):
         """What a CUDA graph does: it copies the index to where it reads it, and repeats the same work."""
-        index = torch.zeros(options.d_steps, options.batch_size, dtype=torch.int64)
+        of_graph = torch.zeros_like(index)
 
         def replay(other):
-            index.copy_(other)
-            calls.append(run.step)
-            gan.iteration(run, images, index, options)
+            of_graph.copy_(other)
+            calls.append(int(model.steps))
+            model.iterate(images, of_graph)
 
         return replay
 
     monkeypatch.setattr(speed, "capture", stand_in)
-    monkeypatch.setattr(gan, "why_no_graph", graph_if_asked)
-    captured, same_rows = trained(CPU, "--replay", "40", "--instance-noise", "0.2")
+    monkeypatch.setattr(speed, "why_not_captured", lambda model, images: "")
+    captured, _ = trained(CPU, kind=Pooled, make_launcher=speed.Launcher)
     assert calls == [*range(4 + speed.GRAPH_AFTER, 12)]  # the fifth batch of 8 fills the pool
-    assert_same(plain, captured)
-    without_speed = [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
-    assert without_speed == [{k: v for k, v in row.items() if k != "images_per_s"} for row in same_rows]
-    calls.clear()
-    trained(CPU, "--no-cuda-graph")
-    assert not calls
+    assert_same(state(captured), state(plain))
+
+
+def test_a_graph_that_cannot_be_made_costs_nothing(monkeypatch, capsys):
+    plain, _ = trained(CPU, "--multitask", "--flip")
+    tries = []
+
+    def fail(model, images, index):
+        """Break off where a real capture would: with noise drawn, and D's weights without gradients."""
+        tries.append(int(model.steps))
+        model.noise(8)
+        torch.rand(3)
+        model.discriminator.requires_grad_(False)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(speed, "capture", fail)
+    monkeypatch.setattr(speed, "why_not_captured", lambda model, images: "")
+    run, _ = trained(CPU, "--multitask", "--flip", make_launcher=speed.Launcher)
+    assert tries == [speed.GRAPH_AFTER]  # and not again
+    assert_same(state(run), state(plain))
+    said = capsys.readouterr().out
+    assert said.count("one kernel at a time, for no CUDA graph can be made here: operation not permitted") == 1
+
+
+def test_who_launches_the_steps(monkeypatch):
+    on_gpu = types.SimpleNamespace(device=torch.device("cuda"))
+
+    def launched(launch, sums, there_is=True):
+        monkeypatch.setattr(speed, "Launcher", lambda model, images: "launcher")
+        monkeypatch.setattr(gan, "extra", lambda name, is_needed: speed if there_is else None)
+        model = types.SimpleNamespace(config=gan.Config(launch=launch), sums=sums, iterate="iterate")
+        return gan.launcher(model, None)
+
+    assert launched("graph", on_gpu) == "launcher"
+    assert launched("graph", torch.zeros(1)) == "iterate"
+    assert launched("graph", on_gpu, there_is=False) == "iterate"
+    assert launched("kernels", on_gpu) == "iterate"
+    assert launched("compiled", torch.zeros(1)) == "launcher"
 
 
 def test_why_steps_are_not_captured(monkeypatch):
     run, _ = trained(CPU, steps=1)
-    images = gan.Images(torch.from_numpy(pictures(60)), None, ())
-    assert "no CUDA GPU" in gan.why_no_graph(run, images, gan.parse_options())
-    run.rng = types.SimpleNamespace(device=torch.device("cuda"))
-    assert "host memory" in speed.why_not_captured(run, images)
+    assert "no CUDA GPU" in speed.why_not_captured(run.gan, run.images)
+    on_host, on_gpu = (types.SimpleNamespace(device=torch.device(name)) for name in ("cpu", "cuda"))
+    run.gan.rng = on_gpu
+    assert "host memory" in speed.why_not_captured(run.gan, run.images)
+    monkeypatch.setattr(speed, "Tensor", types.SimpleNamespace)
     monkeypatch.setattr(gan, "process_count", lambda: 2)
-    resident = types.SimpleNamespace(pixels=types.SimpleNamespace(device=torch.device("cuda")), other=None)
-    images = types.SimpleNamespace(**vars(resident) | {"other": images})
-    assert "host memory" in speed.why_not_captured(run, images)
-    images = resident
-    assert "several processes" in speed.why_not_captured(run, images)
+    assert "host memory" in speed.why_not_captured(run.gan, gan.Images(on_gpu, on_host, ()))
+    assert "several processes" in speed.why_not_captured(run.gan, gan.Images(on_gpu, on_gpu, ()))
+
+
+def kernel_by_kernel(model, images):
+    """The launcher that never makes a graph."""
+    launch = speed.Launcher(model, images)
+    launch.may_capture = False
+    return launch
 
 
 @pytest.mark.gpu
@@ -189,32 +252,35 @@ def test_why_steps_are_not_captured(monkeypatch):
     "words",
     [
         "",
-        "--multitask --dropout 0.2",
-        "--conditional --loss hinge --d-steps 2 --spectral-norm",
-        "--replay 16 --instance-noise 0.2 --flip",
-        "--penalty r1 --norm batch,none",
-        "--augment colour,translation,cutout",
-        "--lr-decay",
+        "--multitask",
+        "--loss bce --flip --translation",
         "--optimizer adamw",
         "--optimizer rmsprop",
         "--optimizer sgd --lr-g 1e-3 --lr-d 1e-3",
-        "--penalty wgan-gp --loss wgan --norm batch,none",
-        "--arch blocks --upsample nearest --kernel 3 --dropout 0.3",
-        "--compile",
-        "bf16",
+        "--launch compiled",
+        "--precision bf16",
     ],
 )
-def test_a_cuda_graph_trains_as_the_plain_loop_does(words):
+@pytest.mark.parametrize("kind", [gan.GAN, Pooled])
+def test_a_cuda_graph_trains_as_the_plain_loop_does(kind, words):
     device = gan.choose_device("cuda")
-    bf16, words = words == "bf16", words.replace("bf16", "").split()
-    plain, rows = trained(device, "--no-cuda-graph", *words, bf16=bf16)
-    graph, same_rows = trained(device, *words, bf16=bf16)
-    assert plain.captured is None
-    assert graph.captured is not None
-    assert_same(plain, graph, rtol=1e-4, atol=1e-5)
-    for row, same in zip(rows, same_rows, strict=True):
-        assert same["d_loss"] == pytest.approx(row["d_loss"], rel=1e-3)
-    assert torch.equal(plain.rng.get_state(), graph.rng.get_state())
+    plain, _ = trained(device, *words.split(), kind=kind, make_launcher=kernel_by_kernel)
+    graph, launch = trained(device, *words.split(), kind=kind)
+    assert launch.captured is not None
+    assert_near(graph, plain, rtol=1e-4, atol=1e-5)
+    assert torch.equal(plain.gan.rng.get_state(), graph.gan.rng.get_state())
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(("name", "words"), LABS)
+def test_a_cuda_graph_trains_a_lab_as_the_plain_loop_does(name, words):
+    device = gan.choose_device("cuda")
+    plain, _ = run_of(*toy_lab(name, words, device), kernel_by_kernel)
+    graph, launch = run_of(*toy_lab(name, words, device))
+    assert launch.captured is not None
+    assert_near(graph, plain, rtol=1e-4, atol=1e-5)
+    assert torch.equal(plain.gan.rng.get_state(), graph.gan.rng.get_state())
 
 
 # ---------------------------------------------------------------------------------------------------- compiled steps
@@ -223,25 +289,14 @@ def test_a_cuda_graph_trains_as_the_plain_loop_does(words):
 @pytest.mark.slow
 def test_compiled_networks_train_as_plain_ones():
     plain, _ = trained(CPU, "--multitask", steps=3)
-    make = gan.make_run
-    try:
-        gan.make_run = lambda *arguments: speed.compile_networks(run := make(*arguments)) or run
-        compiled, _ = trained(CPU, "--multitask", steps=3)
-    finally:
-        gan.make_run = make
-    assert_same(plain, compiled, rtol=1e-3, atol=1e-5)
+    compiled, launch = trained(CPU, "--multitask", "--launch", "compiled", steps=3)
+    assert isinstance(launch, speed.Launcher)
+    assert_near(compiled, plain, rtol=1e-3, atol=1e-5)
 
 
-def test_a_compiler_that_is_missing_is_one_sentence(monkeypatch):
-    run, _ = trained(CPU, steps=1)
-
+def test_a_compiler_that_is_missing_is_one_sentence(monkeypatch, fails):
     def fail(*arguments):
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", fail)
-    with pytest.raises(gan.UserError, match=r"--compile: torch.compile does not work here"):
-        speed.compile_networks(run)
-
-
-def test_compile_does_not_go_with_a_penalty(fails):
-    assert "--compile: not with --penalty" in fails("--compile", "--penalty", "r1")
+    assert "--launch compiled: torch.compile does not work here (no C++ compiler)" in fails("--launch", "compiled")

@@ -1,12 +1,11 @@
 """The losses against numbers worked out by hand, and the rules that one training step keeps."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import TOY, noise_images, pictures, save_all
+from conftest import LABS, TOY, pictures, save_all, toy_lab
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rollnumber_04 as gan
@@ -16,9 +15,26 @@ CLASSES = ("circle", "ring", "square")
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 2, 2])
 
 
-def toy_run(*words, bf16=False):
-    options = gan.parse_options([*TOY, "--seed", "3", *words])
-    return gan.make_run(options, 3, CPU, bf16, CLASSES if options.conditional or options.multitask else ()), options
+def toy(*words):
+    """An untrained GAN of toy size on the CPU."""
+    config = gan.config_from([*TOY, "--seed", "3", *words])
+    return gan.GAN(config, 3, CLASSES if config.multitask else ()).on(CPU)
+
+
+def toy_images(count=8):
+    """Images of noise with labels."""
+    return gan.Images(torch.from_numpy(pictures(count)), torch.arange(count) % len(CLASSES), CLASSES)
+
+
+def on_update(model, looks):
+    """Let something look at a GAN after each network's update, of which it gets the name."""
+    update = model.update
+
+    def looked_at(name, loss):
+        update(name, loss)
+        looks(name)
+
+    model.update = looked_at
 
 
 def real_images(count=8):
@@ -39,8 +55,8 @@ def changed(before, network):
 def test_least_squares_by_hand():
     real, fake = torch.tensor([1.0, 0.0, 3.0]), torch.tensor([0.5, -1.0, 2.0])
     # D: ½·(0 + 1 + 4)/3 + ½·(0.25 + 1 + 4)/3 = 5/6 + 5.25/6; G: (0.25 + 4 + 1)/3
-    assert gan.ls_discriminator_loss(real, fake).item() == pytest.approx(10.25 / 6)
-    assert gan.ls_generator_loss(fake).item() == pytest.approx(5.25 / 3)
+    assert gan.ls_d_loss(real, fake).item() == pytest.approx(10.25 / 6)
+    assert gan.ls_g_loss(fake).item() == pytest.approx(5.25 / 3)
 
 
 def test_binary_cross_entropy_by_hand():
@@ -50,151 +66,128 @@ def test_binary_cross_entropy_by_hand():
         return 1 / (1 + math.exp(-x))
 
     expected = -0.25 * (math.log(0.5) + math.log(sigmoid(2))) - 0.25 * (math.log(0.5) + math.log(1 - sigmoid(-1)))
-    assert gan.bce_discriminator_loss(real, fake).item() == pytest.approx(expected)
+    assert gan.bce_d_loss(real, fake).item() == pytest.approx(expected)
     expected = -0.5 * (math.log(0.5) + math.log(sigmoid(-1)))
-    assert gan.bce_generator_loss(fake).item() == pytest.approx(expected)
+    assert gan.bce_g_loss(fake).item() == pytest.approx(expected)
     # Logits that a sigmoid followed by a logarithm would turn into infinity.
-    assert gan.bce_generator_loss(torch.tensor([-200.0])).item() == pytest.approx(200)
+    assert gan.bce_g_loss(torch.tensor([-200.0])).item() == pytest.approx(200)
 
 
 # ------------------------------------------------------------------------------------------------------------ steps
 
 
-def test_the_rates_fall_over_the_second_half():
-    run, options = toy_run("--lr-decay", "--lr-g", "0.001", "--lr-d", "0.002")
-    run.planned = 100
-    for step, share in ((0, 1), (50, 1), (75, 0.5), (99, 0.02), (120, 0)):
-        run.step = step
-        gan.set_rates(run, options)
-        rates = [run.optimizers[name].param_groups[0]["lr"] for name in ("generator", "discriminator")]
-        assert rates == pytest.approx([0.001 * share, 0.002 * share])
-    images, seen = gan.Images(torch.from_numpy(pictures(64)), None, ()), []
-    run, options = toy_run("--lr-decay")
-    run.planned = 8
-    options.recipe = replace(
-        options.recipe,
-        step=lambda run, *others: (
-            seen.append(run.optimizers["generator"].param_groups[0]["lr"]) or gan.gan_step(run, *others)
-        ),
-    )
-    for _ in gan.train_leg(run, images, 8, options):
-        pass
-    assert seen == pytest.approx([2e-4] * 5 + [1.5e-4, 1e-4, 5e-5])
-    run, options = toy_run()
-    for _ in gan.train_leg(run, images, 3, options):
-        pass
-    assert run.optimizers["generator"].param_groups[0]["lr"] == 2e-4
-
-
 @pytest.mark.parametrize("loss", gan.LOSSES)
-def test_the_steps_minimise_the_loss_of_the_scores(loss):
-    run, options = toy_run("--loss", loss)
-    real = real_images()
-    z = torch.randn(8, 8, generator=torch.Generator().manual_seed(4))
-    run.rng = torch.Generator().manual_seed(4)  # so that the step draws the same z
+def test_the_step_minimises_the_loss_of_the_scores(loss):
+    model, real, scores = toy("--loss", loss), real_images(), {}
+    rng = torch.Generator().manual_seed(4)
+    of_d, of_g = (torch.randn(8, 8, generator=rng) for _ in range(2))
+    model.rng = torch.Generator().manual_seed(4)  # so that the step draws the same z
+
+    @torch.no_grad()
+    def look(name):
+        if name == "discriminator":  # G's loss is of the new D
+            scores["g"] = model.discriminator(model.generator(of_g))
+
     with torch.no_grad():
-        real_score, fake_score = run.discriminator(real), run.discriminator(run.generator(z))
+        real_score, fake_score = model.discriminator(real), model.discriminator(model.generator(of_d))
+    on_update(model, look)
     d_loss, g_loss = gan.LOSSES[loss]
-    value, d_real, d_fake, *_ = gan.discriminator_step(run, real, options)
-    assert value.item() == pytest.approx(d_loss(real_score, fake_score).item(), rel=1e-5)
-    assert d_real.item() == pytest.approx(real_score.mean().item(), rel=1e-4, abs=1e-6)
-    assert d_fake.item() == pytest.approx(fake_score.mean().item(), rel=1e-4, abs=1e-6)
-    with torch.no_grad():
-        fake_score = run.discriminator(run.generator(z))
-    run.rng = torch.Generator().manual_seed(4)
-    assert gan.generator_step(run, 8, options).item() == pytest.approx(g_loss(fake_score).item(), rel=1e-4)
+    metrics = dict(zip(model.columns(model.config), model.step(real, None), strict=True))
+    assert metrics["d_loss"].item() == pytest.approx(d_loss(real_score, fake_score).item(), rel=1e-5)
+    assert metrics["d_real"].item() == pytest.approx(real_score.mean().item(), rel=1e-4, abs=1e-6)
+    assert metrics["d_fake"].item() == pytest.approx(fake_score.mean().item(), rel=1e-4, abs=1e-6)
+    assert metrics["g_loss"].item() == pytest.approx(g_loss(scores["g"]).item(), rel=1e-4)
 
 
-def test_each_step_changes_its_own_network_only():
-    run, options = toy_run()
-    generator, discriminator = snapshot(run.generator), snapshot(run.discriminator)
-    gan.discriminator_step(run, real_images(), options)
-    weights = {name for name, _ in run.generator.named_parameters()}
-    assert not changed(generator, run.generator) & weights
-    assert all(parameter.grad is None for parameter in run.generator.parameters())  # D's step does not reach into G
-    assert {name for name, _ in run.discriminator.named_parameters()} <= changed(discriminator, run.discriminator)
+def test_each_update_changes_its_own_network_only():
+    model, looked = toy(), []
+    generator, discriminator = snapshot(model.generator), snapshot(model.discriminator)
+    of_g, of_d = ({*dict(getattr(model, name).named_parameters())} for name in ("generator", "discriminator"))
+    gradients = []
 
-    discriminator = snapshot(run.discriminator)
-    gradients = [parameter.grad.clone() for parameter in run.discriminator.parameters()]
-    gan.generator_step(run, 8, options)
-    assert weights <= changed(generator, run.generator)
-    assert not changed(discriminator, run.discriminator) & {name for name, _ in run.discriminator.named_parameters()}
-    kept = [parameter.grad for parameter in run.discriminator.parameters()]
-    assert all(torch.equal(a, b) for a, b in zip(gradients, kept, strict=True))  # nor does G's step touch D's gradients
-    assert all(parameter.requires_grad for parameter in run.discriminator.parameters())
+    def look(name):
+        looked.append(name)
+        if name == "discriminator":
+            assert not changed(generator, model.generator) & of_g
+            assert all(weight.grad is None for weight in model.generator.parameters())  # D's loss does not reach into G
+            assert of_d <= changed(discriminator, model.discriminator)
+            discriminator.update(snapshot(model.discriminator))
+            gradients.extend(weight.grad.clone() for weight in model.discriminator.parameters())
+        else:
+            assert of_g <= changed(generator, model.generator)
+            assert not changed(discriminator, model.discriminator) & of_d
+            kept = [weight.grad for weight in model.discriminator.parameters()]
+            assert all(map(torch.equal, gradients, kept))  # nor does G's loss touch D's gradients
+
+    on_update(model, look)
+    model.step(real_images(), None)
+    assert looked == ["discriminator", "generator"]
+    assert all(weight.requires_grad for weight in model.discriminator.parameters())
 
 
 def test_real_and_fake_images_go_through_d_apart():
-    run, options = toy_run()
-    batches = []
-    run.discriminator.features[0].register_forward_pre_hook(lambda layer, inputs: batches.append(inputs[0].detach()))
-    real = real_images()
-    gan.discriminator_step(run, real, options)
-    assert [len(batch) for batch in batches] == [8, 8]
+    model, batches, real = toy(), [], real_images()
+    model.discriminator.features[0].register_forward_pre_hook(lambda layer, inputs: batches.append(inputs[0].detach()))
+    model.step(real, None)
+    assert [len(batch) for batch in batches] == [8, 8, 8]  # those of D's loss, and of G's
     assert torch.equal(batches[0], real)
     assert not torch.equal(batches[1], real)
 
 
-def test_the_generators_step_draws_fresh_noise():
-    run, options = toy_run()
-    drawn = []
-    run.generator.project.register_forward_pre_hook(lambda layer, inputs: drawn.append(inputs[0].clone()))
-    gan.train_step(run, [(real_images(), None)], options)
-    gan.train_step(run, [(real_images(), None)], options)
+def test_each_loss_draws_fresh_noise():
+    model, drawn = toy(), []
+    model.generator.project.register_forward_pre_hook(lambda layer, inputs: drawn.append(inputs[0].clone()))
+    for _ in range(2):
+        model.step(real_images(), None)
     assert len(drawn) == 4
     assert not any(torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize(
-    "words",
-    [
-        "",
-        "--penalty wgan-gp --loss wgan --norm batch,none --conditional --d-steps 2",
-        "--replay 16 --instance-noise 0.5 --label-smoothing 0.1 --penalty r1 --spectral-norm --latent uniform",
-    ],
-)
-def test_nothing_is_read_back_inside_a_step(bf16, words):
-    # Fake tensors have shapes and no values, so that whatever needs a value on the host cannot be done with them.
-    run, options = toy_run("--flip", *words.split(), bf16=bf16)
+def assert_nothing_is_read_back(model, images):
+    """Fake tensors have shapes and no values, so that whatever needs a value on the host cannot be done with them."""
+    index = torch.arange(8).expand(model.config.d_steps, 8)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        pixels = torch.zeros(20, 8, 8, 3, dtype=torch.uint8)
-        batches = [(gan.real_batch(pixels, torch.arange(8), True, run.rng), LABELS.clone())] * options.d_steps
-        for _ in range(4):  # a replay pool of two batches is full by then
-            measures = gan.train_step(run, batches, options)
-        assert not run.pools or run.pools["fakes"].filled == 16
-        assert measures.shape == (len(run.measures),)
-        for read in (measures.tolist, measures[0].item, measures.numpy):
+        images = gan.Images(torch.zeros_like(images.pixels), torch.zeros_like(images.labels), images.classes)
+        for _ in range(4):  # a pool of two batches is full by then
+            metrics = torch.stack(model.step(*model.batch(images, index)))
+        assert all(pool.is_full for pool in model.pools.values())
+        assert metrics.shape == (len(model.columns(model.config)),)
+        for read in (metrics.tolist, metrics[0].item, metrics.numpy):
             with pytest.raises(Exception, match=r"(?i)_local_scalar_dense|fake|data_ptr|subclass"):
                 read()
 
 
-def test_two_optimizers_with_their_own_rates():
-    for name in gan.OPTIMIZERS:
-        run, options = toy_run("--optimizer", name, "--lr-g", "0.001", "--lr-d", "0.003")
-        assert run.optimizers["generator"].param_groups[0]["lr"] == 0.001
-        assert run.optimizers["discriminator"].param_groups[0]["lr"] == 0.003
-        groups = (
-            run.optimizers["generator"].param_groups[0]["params"],
-            run.optimizers["discriminator"].param_groups[0]["params"],
-        )
-        for group, network in zip(groups, (run.generator, run.discriminator), strict=True):
-            assert [id(p) for p in group] == [id(p) for p in network.parameters()]
-        before = snapshot(run.generator)
-        gan.train_step(run, [(real_images(), None)], options)
-        assert changed(before, run.generator)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("words", ["", "--multitask --flip --translation --loss bce --optimizer rmsprop"])
+def test_nothing_is_read_back_inside_a_step(precision, words):
+    assert_nothing_is_read_back(toy(*words.split(), "--precision", precision), toy_images(20))
+
+
+@pytest.mark.parametrize(("name", "words"), LABS)
+def test_nothing_is_read_back_inside_a_labs_step(name, words):
+    assert_nothing_is_read_back(*toy_lab(name, words, CPU))
+
+
+@pytest.mark.parametrize("name", gan.Config.__dataclass_fields__["optimizer"].metadata["choices"])
+def test_two_optimizers_with_their_own_rates(name):
+    model = toy("--optimizer", name, "--lr-g", "0.001", "--lr-d", "0.003")
+    for network, rate in (("generator", 0.001), ("discriminator", 0.003)):
+        (group,) = model.optimizers[network].param_groups
+        assert group["lr"] == rate
+        assert [id(p) for p in group["params"]] == [id(p) for p in getattr(model, network).parameters()]
+    before = snapshot(model.generator)
+    model.step(real_images(), None)
+    assert changed(before, model.generator)
 
 
 def test_bf16_is_near_fp32():
-    real = real_images()
-    losses = []
-    for bf16 in (False, True):
-        run, options = toy_run(bf16=bf16)
-        kinds = set()
-        run.discriminator.features[0].register_forward_hook(lambda layer, x, y, kinds=kinds: kinds.add(y.dtype))
-        losses.append(torch.stack([gan.train_step(run, [(real, None)], options) for _ in range(5)]).mean(0))
-        assert kinds == {torch.bfloat16 if bf16 else torch.float32}
-        assert {p.dtype for p in run.generator.parameters()} == {torch.float32}
+    real, losses = real_images(), []
+    for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        model, kinds = toy("--precision", precision), set()
+        model.discriminator.features[0].register_forward_hook(lambda layer, x, y, kinds=kinds: kinds.add(y.dtype))
+        losses.append(torch.stack([torch.stack(model.step(real, None)) for _ in range(5)]).mean(0))
+        assert kinds == {kind}
+        assert {p.dtype for p in model.generator.parameters()} == {torch.float32}
     assert torch.allclose(*losses, atol=0.05)
 
 
@@ -215,11 +208,11 @@ def test_the_averages_half_life():
 
 
 def test_the_average_holds_batch_norms_statistics_and_follows_the_generator():
-    run, options = toy_run("--ema", "0")
-    before = snapshot(run.averages["generator"])
-    gan.iteration(run, *noise_images(8, options), options)
-    averaged = run.averages["generator"].state_dict()
-    for name, tensor in run.generator.state_dict().items():
+    model = toy("--ema", "0")
+    before = snapshot(model.averages["generator"])
+    model.iterate(toy_images(), torch.arange(8)[None])
+    averaged = model.averages["generator"].state_dict()
+    for name, tensor in model.generator.state_dict().items():
         if tensor.is_floating_point():
             torch.testing.assert_close(averaged[name], tensor, rtol=1e-5, atol=1e-7)
             assert not torch.equal(averaged[name], before[name]), name
@@ -248,15 +241,15 @@ def test_a_batch_is_the_images_in_range_and_flips_mirror_half():
 
 
 def test_same_seed_same_weights_other_seed_other_weights():
-    runs = [toy_run("--seed", seed)[0].generator.state_dict()["project.weight"] for seed in ("1", "1", "2")]
-    assert torch.equal(runs[0], runs[1])
-    assert not torch.equal(runs[0], runs[2])
+    weights = [toy("--seed", seed).generator.project.weight for seed in ("1", "1", "2")]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_the_noise_is_not_the_stream_that_drew_the_weights():
-    run, _ = toy_run()
+    model = toy()
     torch.manual_seed(3)
-    assert not torch.equal(run.inputs(4)[0], torch.randn(4, 8))
+    assert not torch.equal(model.noise(4), torch.randn(4, 8))
 
 
 def test_it_learns_the_colours_of_its_data(tmp_path):
@@ -265,7 +258,7 @@ def test_it_learns_the_colours_of_its_data(tmp_path):
     data = save_all(images, tmp_path / "data")
     words = ["--data", str(data), "--out", str(tmp_path / "run"), "--epochs", "12", "--seed", "0", "--lr-g", "0.002"]
     words += ["--sample-every", "12", "--width-g", "8"]
-    out = gan.train(gan.parse_options([*TOY, *words]))
+    out = gan.train(gan.config_from([*TOY, *words]))
     mean = gan.load_generator(out / "generator.safetensors").generate(64).mean(axis=(0, 1, 2))
     assert abs(mean - (220, 60, 30)).max() < 45  # an untrained generator draws (128, 128, 128)
 
@@ -276,5 +269,5 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(
         gan.UserError, match=r"_loss is not finite at step \d+, epoch \d+; the last checkpoint is whole"
     ) as stop:
-        gan.train(gan.parse_options([*TOY, *words, "--lr-g", "10", "--epochs", "200", "--beta1", "0.99"]))
+        gan.train(gan.config_from([*TOY, *words, "--lr-g", "10", "--epochs", "200", "--beta1", "0.99"]))
     assert stop.value.status == 1
