@@ -1808,8 +1808,11 @@ def draw_start(run: Run) -> None:
     """The untrained weights, which the seed tells, unless they have been drawn."""
     gan, name = run.gan, milestone(run.gan.config, 0)
     if run.is_whole and not all((run.out / "weights" / f"{network}_{name}.png").exists() for network in gan.networks):
-        with torch.random.fork_rng(devices=[]):
-            plot_weights(type(gan)(gan.config, gan.channels, gan.classes), 0, 0, run.out)
+        get_state, set_state = default_rng(gan.rng.device)
+        states = torch.get_rng_state(), get_state()  # making networks seeds the random numbers of all devices
+        plot_weights(type(gan)(gan.config, gan.channels, gan.classes), 0, 0, run.out)
+        torch.set_rng_state(states[0])
+        set_state(states[1])
 
 
 @costs_no_training
@@ -2132,9 +2135,11 @@ def save_model(path: Path, networks: dict[str, nn.Module], run: Run) -> None:
 
 
 def kind_of(gan: GAN | type[GAN]) -> str:
-    """The key in KINDS of a GAN or its class."""
+    """The key in KINDS of a GAN or its class. Raises UserError if it has none."""
     name = (gan if isinstance(gan, type) else type(gan)).__name__
-    return next(kind for kind, known in KINDS.items() if known == name)
+    if found := [kind for kind, known in KINDS.items() if known == name]:
+        return found[0]
+    raise UserError("has no line in KINDS, by which its saved models would be known", f"class {name}")
 
 
 def load_kind(kind: Any, path: object) -> type[GAN]:

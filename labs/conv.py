@@ -190,7 +190,7 @@ class ConvGAN(gan.GAN):
         smoothing, least = self.config.label_smoothing, 0.0
         if smoothing:  # the least that J(D) can be: half the entropy of the targets
             least = -0.5 * (smoothing * math.log(smoothing) + (1 - smoothing) * math.log(1 - smoothing))
-        return [*gan.d_has_won(rows, gan.LOSSES["bce"], 0.0, least), *gan.g_has_collapsed(rows)]
+        return [*gan.d_has_won(rows, gan.LOSSES["bce"], 0.0, least=least), *gan.g_has_collapsed(rows)]
 
     def describe(self) -> tuple[str, str]:
         config, (networks, objective) = self.config, super().describe()
