@@ -60,7 +60,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial, wraps
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 if __name__ == "__main__":
     sys.modules.setdefault("rollnumber_04", sys.modules[__name__])  # what extras/ imports: this module, no second copy
@@ -329,9 +329,19 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
-LOSSES = {"ls": (ls_d_loss, ls_g_loss), "bce": (bce_d_loss, bce_g_loss)}
-LOSS_NAMES = {"ls": "least squares", "bce": "binary cross-entropy"}
-UNDECIDED = {"ls": 0.5, "bce": 0.0}  # the score of a D that cannot tell real from generated images
+class Loss(NamedTuple):
+    """The losses of D and of G, and the score of a D that cannot tell real from generated images."""
+
+    name: str
+    of_d: Callable[[Tensor, Tensor], Tensor]
+    of_g: Callable[[Tensor], Tensor]
+    undecided: float
+
+
+LOSSES = {  # a new one has its functions above, a line here, and its name in the choices of --loss
+    "ls": Loss("least squares", ls_d_loss, ls_g_loss, undecided=0.5),
+    "bce": Loss("binary cross-entropy", bce_d_loss, bce_g_loss, undecided=0.0),
+}
 
 
 ########################################################################################################################
@@ -413,7 +423,7 @@ class GAN(nn.Module):
 
         Returns the metrics of `columns`, on the device: nothing is read back in here.
         """
-        config, discriminator, (d_loss, g_loss) = self.config, self.discriminator, LOSSES[self.config.loss]
+        config, discriminator, loss = self.config, self.discriminator, LOSSES[self.config.loss]
         # Line 2, the m real images, is the arguments'. Lines 3 and 4: noise, and images made of it.
         with self.autocast():
             with torch.no_grad():  # D's update does not reach into G
@@ -426,14 +436,13 @@ class GAN(nn.Module):
                 fake_scores = discriminator(fake)
         # Line 5: J(D), and for Task 2 J(D_total) = J(D) + W · J(C).
         real_scores, fake_scores = real_scores.float(), fake_scores.float()
-        loss_of_d = total = d_loss(real_scores, fake_scores)
-        undecided = UNDECIDED[config.loss]
+        d_loss = total = loss.of_d(real_scores, fake_scores)
         metrics = [real_scores.mean(), fake_scores.mean()]
-        metrics += [(real_scores > undecided).float().mean(), (fake_scores < undecided).float().mean()]
+        metrics += [(real_scores > loss.undecided).float().mean(), (fake_scores < loss.undecided).float().mean()]
         if logits is not None:
-            loss_of_classes = class_loss(logits.float(), labels)
-            total = loss_of_d + config.class_weight * loss_of_classes
-            metrics += [loss_of_classes, (logits.argmax(1) == labels).float().mean()]
+            c_loss = class_loss(logits.float(), labels)
+            total = d_loss + config.class_weight * c_loss
+            metrics += [c_loss, (logits.argmax(1) == labels).float().mean()]
         # Line 6: update D.
         self.update("discriminator", total)
         # Lines 7 and 8: fresh noise, and images made of it. The gradient passes through D; its own is not wanted.
@@ -441,10 +450,10 @@ class GAN(nn.Module):
         with self.autocast(), running_averages_kept(discriminator):
             fake_scores = discriminator(self.augment(self.generator(self.noise(len(real)))))
         # Line 9: J(G). Line 10: update G.
-        loss_of_g = g_loss(fake_scores.float())
-        self.update("generator", loss_of_g)
+        g_loss = loss.of_g(fake_scores.float())
+        self.update("generator", g_loss)
         discriminator.requires_grad_(True)
-        return [metric.detach() for metric in (loss_of_d, loss_of_g, *metrics)]
+        return [metric.detach() for metric in (d_loss, g_loss, *metrics)]
 
     def update(self, name: str, loss: Tensor) -> None:
         """A step of an optimizer down a loss, by the mean of all processes' gradients."""
@@ -525,7 +534,7 @@ class GAN(nn.Module):
 
     def curves(self) -> dict[str, tuple[str, str, str]]:
         """The pictures of losses: file, and the column of log.csv, title and formula that it shows."""
-        kind = LOSS_NAMES[self.config.loss]
+        kind = LOSSES[self.config.loss].name
         return {
             "generator_loss": ("g_loss", f"Generator loss ({kind})", "J(G)"),
             "discriminator_loss": ("d_loss", f"Discriminator loss ({kind})", "J(D)"),
@@ -533,8 +542,7 @@ class GAN(nn.Module):
 
     def warnings(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         """What is wrong with the training, by the rows of epochs.csv."""
-        loss = self.config.loss
-        return [*d_has_won(rows, LOSSES[loss], UNDECIDED[loss]), *g_has_collapsed(rows)]
+        return [*d_has_won(rows, LOSSES[self.config.loss]), *g_has_collapsed(rows)]
 
     def describe(self) -> tuple[str, str]:
         """The networks and the objective, in words."""
@@ -542,11 +550,11 @@ class GAN(nn.Module):
         of_head = count_parameters(head) if head is not None else 0
         of_d = f"D {count_parameters(self.discriminator) - of_head:,} parameters"
         with_head = f", its classification head {of_head:,}" if of_head else ""
-        return f"G {count_parameters(self.generator):,} and {of_d}{with_head}", LOSS_NAMES[self.config.loss]
+        return f"G {count_parameters(self.generator):,} and {of_d}{with_head}", LOSSES[self.config.loss].name
 
 
 def fit(run: Run, signals: Sequence[int]) -> None:
-    """Train to the end, or until a signal comes, by which the run is saved. All processes run this loop.
+    """Train to the end; a signal stops it after the step under way, and it is saved. All processes run this loop.
 
     Raises UserError (status 1) where a metric is not finite, and OSError where nothing can be written.
     """
@@ -630,7 +638,7 @@ class Run:
     validation: Images | None
     out: Path | None  # its folder
     facts: dict[str, Any]  # options.json: the options, and the data, machine and versions they met
-    is_whole: bool = True  # from its first step on in this folder, and with the seed of then
+    is_whole: bool = True  # False for one that began in another folder or with another seed
     fid: Callable[[BaseGenerator], float] | None = None
     total: int = 1  # steps, when it is done
     step: int = 0
@@ -762,9 +770,8 @@ ADVICE = "the last checkpoint is whole: --resume, or begin again, with lower lea
 def translated(images: Tensor, rng: torch.Generator) -> Tensor:
     """Images B×C×H×W shifted by up to an eighth of each side; what comes in is 0.
 
-    By matrices of 0 and 1 that say which old row or column a new one is: to multiply by them moves each number as it
-    is, but for the rounding of bfloat16 or TF32 where training uses it, as D's first convolution does; and on a GPU,
-    unlike indexing, its backward pass is the same each time.
+    It multiplies by matrices of 0 and 1, which is exact but for the rounding of bfloat16 and TF32, and whose backward
+    pass is the same each time on a GPU, unlike that of indexing.
     """
     moves = []
     for side in images.shape[2:]:
@@ -1594,24 +1601,15 @@ class RunLog:
 
     def __init__(self, run: Run):
         gan = run.gan
-        columns = gan.columns(gan.config)
+        columns, of_interval = gan.columns(gan.config), gan.interval_columns(gan.config)
         names = {
             "log.csv": ("step", "epoch", *columns, "images_per_s"),
-            "epochs.csv": (
-                "epoch",
-                "step",
-                *columns,
-                *gan.interval_columns(gan.config),
-                "images_per_s",
-                "seconds",
-                "warning",
-            ),
+            "epochs.csv": ("epoch", "step", *columns, *of_interval, "images_per_s", "seconds", "warning"),
         }
         self.run, self.files = run, [open(run.out / name, "w", newline="", encoding="utf-8") for name in names]
         self.tables = [csv.DictWriter(*pair) for pair in zip(self.files, names.values(), strict=True)]
-        for table, rows in zip(
-            self.tables, (run.log, run.epochs), strict=True
-        ):  # a resumed run drops what it will redo
+        # A resumed run drops the rows of what it will do again.
+        for table, rows in zip(self.tables, (run.log, run.epochs), strict=True):
             table.writeheader()
             table.writerows(rows)
         records = extra("records", is_needed=False)
@@ -1665,15 +1663,14 @@ def lasting(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
 
 
 def d_has_won(
-    rows: Sequence[dict[str, Any]], losses: Sequence[Callable[..., Tensor]], undecided: float,
-    advice: str = "--translation", least: float = 0.0,
-) -> list[str]:  # fmt: skip
-    """A warning if D has won: J(D) has long been under a tenth of what `undecided` scores give, and J(G) over twice.
+    rows: Sequence[dict[str, Any]], loss: Loss, *, advice: str = "--translation", least: float = 0.0
+) -> list[str]:
+    """A warning if D has won: J(D) has long been under a tenth of what undecided scores give, and J(G) over twice.
 
     `advice` is what else may help; `least` is the least that J(D) can be.
     """
-    scores, (d_loss, g_loss), recent = torch.full((1,), undecided), losses, lasting(rows)
-    d_undecided, g_undecided = d_loss(scores, scores), g_loss(scores)
+    scores, recent = torch.full((1,), loss.undecided), lasting(rows)
+    d_undecided, g_undecided = loss.of_d(scores, scores), loss.of_g(scores)
     won = recent and all(r["d_loss"] - least < d_undecided / 10 and r["g_loss"] > 2 * g_undecided for r in recent)
     return [f"D has won and teaches G little: try {advice}, a lower --lr-d or a higher --lr-g"] if won else []
 
@@ -1758,11 +1755,11 @@ def say_once(line: str) -> None:
     say(line)
 
 
-lost_pictures: list[str] = []  # by what was to draw them, since a run looked here last
+lost_pictures: list[str] = []  # the names of functions that have failed to draw, since the last `draw_all` began
 
 
 def costs_no_training(draw_picture: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that draws as one that says what goes wrong instead of raising it: no picture may end a run."""
+    """Decorator: say what a function that draws raises, instead of raising it, for no picture may end a run."""
 
     @wraps(draw_picture)
     def draw_or_say(*arguments: Any, **settings: Any) -> Any:
@@ -1899,9 +1896,7 @@ def plot_weights(gan: GAN, number: int, step: int, out: Path) -> None:
 
     after = f"iteration {step:,}" if gan.config.iterations else f"epoch {number} (iteration {step:,})"
     for title in gan.networks:
-        network = (
-            deepcopy(getattr(gan, title)).cpu().eval()
-        )  # in training mode to look at spectral norm would change it
+        network = deepcopy(getattr(gan, title)).cpu().eval()  # in training mode a look changes spectral norm's vectors
         layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
         if not hasattr(network, "base"):  # a lab's may be deep: its convolutions
             layers = [layer for layer in layers if not isinstance(layer, nn.Linear)]
@@ -2046,6 +2041,11 @@ def check_writable(flag: str, path: Path) -> None:
 def holds_checkpoint(out: Path) -> bool:
     """Whether there is anything to resume from in a run's folder."""
     return any((out / "checkpoints").glob("*.pt"))
+
+
+def goes_on(config: Config) -> bool:
+    """Whether a run goes on in its own folder; if not it is a new one, or a branch."""
+    return bool(config.resume) and config.resume.parent.parent.resolve() == config.out.resolve()
 
 
 @contextmanager
@@ -2353,7 +2353,7 @@ class UserError(Exception):
     """A mistake that the user can mend: `main` prints it as one sentence, "about: message", and exits with `status`.
 
     It is `about` a file, or a flag with its value; a file's flag is put before it by `named`. One that is `common` is
-    met by all processes at once, and told by the first.
+    raised in all processes, of which rank 0 prints it.
     """
 
     def __init__(self, message: str, about: object = "", status: int = 2, common: bool = False):
@@ -2420,7 +2420,7 @@ def read_value(text: str, kind: type, limits: dict[str, Any]) -> Any:
     return value
 
 
-def number(kind: type, low: float, high: float, above: bool = False) -> Callable[[str], Any]:
+def number_in(kind: type, low: float, high: float, above: bool = False) -> Callable[[str], Any]:
     """An argparse type: an int or float from `low` (itself excluded if it is to lie `above`) to `high`."""
     return partial(read_value, kind=kind, limits=dict(low=low, high=high, above=above))
 
@@ -2534,8 +2534,7 @@ def resumed(kind: type[GAN], given: dict[str, Any]) -> Config:
     for name in ("dry_run", "download"):
         if given.get(name):
             raise UserError("does not go with --resume", flag_of(name))
-    path = find_checkpoint(given["resume"], given.get("out"))
-    saved = load_checkpoint(path)
+    path, saved = find_checkpoint(given["resume"], given.get("out"))
     if saved["kind"] != kind_of(kind):
         raise UserError(f"is of {saved['kind']}; {program_name(kind)} cannot go on with it"[:300], path)
     before = config_of(saved, path, kind)
@@ -2563,8 +2562,8 @@ def resumed(kind: type[GAN], given: dict[str, Any]) -> Config:
     return config
 
 
-def find_checkpoint(resume: Path | bool, out: Path | None) -> Path:
-    """The checkpoint that `--resume [PATH]` means: PATH, or the newest whole one of a run's folder.
+def find_checkpoint(resume: Path | bool, out: Path | None) -> tuple[Path, dict[str, Any]]:
+    """The path and contents of what `--resume [PATH]` means: PATH, or the newest whole checkpoint of a run's folder.
 
     That is last.pt, unless it is damaged: then the newest of those with numbers, with a note. Raises UserError.
     """
@@ -2574,14 +2573,13 @@ def find_checkpoint(resume: Path | bool, out: Path | None) -> Path:
     if not os.path.isdir(path):  # unlike Path's, these take names of any length
         if not os.path.isfile(path):
             raise UserError(f"there is no checkpoint {path}", "--resume")
-        return path
+        return path, load_checkpoint(path)
     folder = path / "checkpoints"
     others = sorted(folder.glob("*_*.pt"), key=lambda file: (os.path.getmtime(file), file), reverse=True)
     candidates = [file for file in (folder / "last.pt", *others) if file.is_file()]
     for file, following in itertools.zip_longest(candidates, candidates[1:]):
         try:
-            load_checkpoint(file)
-            return file
+            return file, load_checkpoint(file)
         except UserError as error:
             if not following:
                 raise
@@ -2599,8 +2597,7 @@ def train(config: Config, kind: type[GAN] = GAN) -> Path:
         run = prepare(config, kind, device)
         if run is None:
             return config.out
-        is_new = not config.resume or config.resume.parent.parent.resolve() != run.out.resolve()
-        folder = nullcontext() if rank() else open_run_folder(run.out, is_new)
+        folder = nullcontext() if rank() else open_run_folder(run.out, is_new=not goes_on(config))
         with folder, noted_signals() as signals:
             try:
                 fit(run, signals)
@@ -2629,7 +2626,7 @@ def train(config: Config, kind: type[GAN] = GAN) -> Path:
 def prepare(config: Config, kind: type[GAN], device: torch.device) -> Run | None:
     """A run that is ready to go on, announced; None if there is nothing to do. Raises UserError."""
     saved = load_checkpoint(config.resume) if config.resume else None
-    is_new = not saved or config.resume.parent.parent.resolve() != config.out.resolve()
+    is_new = not goes_on(config)
     planned = config.iterations or config.epochs
     has_ended = saved and saved["progress"]["step" if config.iterations else "epoch"] >= planned
     if has_ended and broadcast(is_new or not (config.out / UNDRAWN).exists()):
@@ -2779,10 +2776,8 @@ def announce(run: Run, device: torch.device, of_epoch: int) -> None:
         counts = f"{facts['fid']['n_fake']:,} samples against {facts['fid']['n_real']:,} training images"
         say(f"FID        of {counts}, {facts['fid']['network']}, weights {facts['fid']['weights']}")
     networks, objective = gan.describe()
-    length = (
-        f"{config.iterations:,} iterations" if config.iterations else f"{config.epochs:,} epochs of {of_epoch:,} steps"
-    )
-    length = "1 step" if config.dry_run else length
+    length = f"{config.iterations:,} iterations" if config.iterations else ""
+    length = "1 step" if config.dry_run else length or f"{config.epochs:,} epochs of {of_epoch:,} steps"
     done = f", {run.step:,} steps done" if run.step else ""
     say(f"networks   {networks}")
     say(f"training   {objective}, batch {config.batch_size}, {length}{done}")
@@ -2800,9 +2795,9 @@ def add_drawing(parser: Parser) -> None:
     """The arguments of every command that draws with a generator."""
     add_model(parser)
     add = parser.add_argument
-    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="image i of a seed is always the same (0)")
+    add("--seed", type=number_in(int, 0, 2**31 - 1), default=0, help="image i of a seed is always the same (0)")
     truncation = "draw noise from -T … T only: less variety, better images"
-    add("--truncation", type=number(float, 0, 10, above=True), metavar="T", help=truncation)
+    add("--truncation", type=number_in(float, 0, 10, above=True), metavar="T", help=truncation)
 
 
 def generate(argv: Sequence[str], program: str) -> Path:
@@ -2810,7 +2805,7 @@ def generate(argv: Sequence[str], program: str) -> Path:
     parser = Parser(f"{program} generate", "Draw images with a trained generator.")
     add_drawing(parser)
     add = parser.add_argument
-    add("--count", type=number(int, 1, 10**8), default=64, help="how many images (64)")
+    add("--count", type=number_in(int, 1, 10**8), default=64, help="how many images (64)")
     add("--label", metavar="CLASS", help="name or number of the class to draw; all classes in turn if omitted")
     add("--out", type=some_path, required=True, metavar="PATH", help="x.png (a sheet), x.npz or a new folder")
     options = parser.parse_args(argv)
@@ -3049,7 +3044,7 @@ def main(argv: Sequence[str] | None = None, kind: str = "rollnumber_04") -> int:
 
 
 def extra(name: str, is_needed: bool = True) -> Any:
-    """A module of extras/, the folder beside this file; where it is missing a UserError, or None if it `is_needed` not.
+    """A module of extras/, the folder beside this file; where it is missing a UserError, or None unless it `is_needed`.
 
     Libraries that it needs and that are missing are a UserError, too.
     """

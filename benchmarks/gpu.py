@@ -99,7 +99,7 @@ def text(facts: benchmarks.Facts) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = benchmarks.make_parser("gpu", __doc__, device="cuda")  # cpu tries this program itself
-    add, count = parser.add_argument, gan.number(int, 1, 10**7)
+    add, count = parser.add_argument, gan.number_in(int, 1, 10**7)
     add("--batch-sizes", type=count, nargs="+", default=[64, 128, 512], metavar="N")
     add("--rounds", type=count, default=5, metavar="N", help="of the loops (5)")
     add("--images", type=count, default=19_200, metavar="N", help="that each loop sees in a round (19200)")

@@ -79,13 +79,13 @@ def text(facts: benchmarks.Facts) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = benchmarks.make_parser("quality", __doc__)
-    add, count = parser.add_argument, gan.number(int, gan.MIN_IMAGES, 10**7)
+    add, count = parser.add_argument, gan.number_in(int, gan.MIN_IMAGES, 10**7)
     models = "generators of images like the data's (the saved ones of CIFAR-10)"
     add("--models", type=gan.some_path, nargs="*", default=MODELS, metavar="MODEL", help=models)
-    add("--radii", type=gan.number(float, 0, 1000), nargs="*", default=RADII, metavar="PIXELS", help="of the blurs")
+    add("--radii", type=gan.number_in(float, 0, 1000), nargs="*", default=RADII, metavar="PIXELS", help="of the blurs")
     add("--samples", type=count, default=50_000, metavar="N", help="of each model (50000)")
     add("--images", type=count, metavar="N", help="at most so many of everything; biased, but sooner")
-    add("--seed", type=gan.number(int, 0, 2**31 - 1), default=0, help="of the samples (0)")
+    add("--seed", type=gan.number_in(int, 0, 2**31 - 1), default=0, help="of the samples (0)")
     add("--inception-weights", type=gan.some_path, metavar="FILE", help="torch-fidelity's; it fetches them if omitted")
     return benchmarks.call(parser, measure, text, argv)
 

@@ -81,11 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = benchmarks.make_parser("scaling", __doc__, device="cpu")
     add, least = parser.add_argument, 3 * gan.LOG_EVERY  # rows of log.csv
-    add("--processes", type=gan.number(int, 1, 1024), nargs="+", default=[1, 2], metavar="N")
-    add("--iterations", type=gan.number(int, least, 10**6), default=300, metavar="N", help="of each run (300)")
-    add("--batch-size", type=gan.number(int, 2, 2**16), default=64, metavar="N", help="of each process (64)")
+    add("--processes", type=gan.number_in(int, 1, 1024), nargs="+", default=[1, 2], metavar="N")
+    add("--iterations", type=gan.number_in(int, least, 10**6), default=300, metavar="N", help="of each run (300)")
+    add("--batch-size", type=gan.number_in(int, 2, 2**16), default=64, metavar="N", help="of each process (64)")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="(fp32)")
-    add("--rounds", type=gan.number(int, 1, 1000), default=3, metavar="N", help="the runs take turns so often (3)")
+    add("--rounds", type=gan.number_in(int, 1, 1000), default=3, metavar="N", help="the runs take turns so often (3)")
     return benchmarks.call(parser, measure, text, argv)
 
 

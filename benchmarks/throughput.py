@@ -161,9 +161,9 @@ def text(facts: benchmarks.Facts) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = benchmarks.make_parser("throughput", __doc__)
-    add, count = parser.add_argument, gan.number(int, 2, 10**7)
+    add, count = parser.add_argument, gan.number_in(int, 2, 10**7)
     add("--batch-sizes", type=count, nargs="+", default=[64, 128, 512], metavar="N")
-    add("--rounds", type=gan.number(int, 1, 1000), default=5, metavar="N", help="the loops take turns so often (5)")
+    add("--rounds", type=gan.number_in(int, 1, 1000), default=5, metavar="N", help="the loops take turns so often (5)")
     add("--images", type=count, default=6400, metavar="N", help="that each loop sees in a round (6400)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of this tool's loop (auto)")
     add("--launch", choices=("graph", "kernels", "compiled"), default="graph", help="of this tool's steps (graph)")

@@ -232,12 +232,12 @@ def evaluate(argv: Sequence[str], program: str) -> dict[str, Any]:
     add("--split", choices=("train", "test", "all"), default="train", help="part of the real images (train)")
     add(
         "--samples",
-        type=gan.number(int, gan.MIN_IMAGES, 10**7),
+        type=gan.number_in(int, gan.MIN_IMAGES, 10**7),
         default=50_000,
         metavar="N",
         help="generated images (50000)",
     )
-    add("--reference", type=gan.number(int, gan.MIN_IMAGES, 10**7), metavar="N", help="real images; all if omitted")
+    add("--reference", type=gan.number_in(int, gan.MIN_IMAGES, 10**7), metavar="N", help="real images; all if omitted")
     weights = "torch-fidelity's Inception weights; it fetches them if omitted"
     add("--inception-weights", type=gan.some_path, metavar="FILE", help=weights)
     add("--neighbours", type=gan.some_path, metavar="PNG", help="draw 16 samples, each with its 5 nearest real images")

@@ -27,8 +27,8 @@ def interpolate(argv: Sequence[str], program: str) -> Path:
     )
     gan.add_drawing(parser)
     add = parser.add_argument
-    add("--rows", type=gan.number(int, 1, 100), default=8, help="paths, one below the other (8)")
-    add("--steps", type=gan.number(int, 2, 1000), default=10, help="images on a path, both ends among them (10)")
+    add("--rows", type=gan.number_in(int, 1, 100), default=8, help="paths, one below the other (8)")
+    add("--steps", type=gan.number_in(int, 2, 1000), default=10, help="images on a path, both ends among them (10)")
     add("--spherical", action="store_true", help="go along a great circle, instead of straight")
     add("--labels", metavar="A,B", help="go from one class of a conditional generator to another, at fixed z")
     add("--out", type=gan.some_path, required=True, metavar="PATH", help="x.png (a sheet) or x.gif")

@@ -58,11 +58,11 @@ def command_parser(name: str, described: str, out: str, foreign: bool = True, me
 def add_path_options(parser: gan.Parser, rows: int, least: int) -> None:
     """The arguments of commands that draw paths: `least` images on a path or more, sheets of `rows`, their noise."""
     add = parser.add_argument
-    add("--alphas", type=gan.number(int, least, 1000), default=8, help="images on a path, both ends among them (8)")
-    add("--rows", type=gan.number(int, 1, 100), default=rows, help=f"rows of a sheet, each with its own z ({rows})")
+    add("--alphas", type=gan.number_in(int, least, 1000), default=8, help="images on a path, both ends among them (8)")
+    add("--rows", type=gan.number_in(int, 1, 100), default=rows, help=f"rows of a sheet, each with its own z ({rows})")
     truncation = "draw noise from -T … T only: less variety, better images"
-    add("--truncation", type=gan.number(float, 0, 10, above=True), metavar="T", help=truncation)
-    add("--seed", type=gan.number(int, 0, 2**31 - 1), default=0, help="seed of the noise (0)")
+    add("--truncation", type=gan.number_in(float, 0, 10, above=True), metavar="T", help=truncation)
+    add("--seed", type=gan.number_in(int, 0, 2**31 - 1), default=0, help="seed of the noise (0)")
 
 
 def measuring(command: Callable[[Sequence[str]], dict[str, Any]]) -> Callable[[Sequence[str]], None]:
@@ -159,7 +159,7 @@ def embeddings(argv: Sequence[str]) -> dict[str, Any]:
     """The command `embeddings`: the classes by t-SNE and their cosine distances, in a picture. Raises UserError."""
     described = "Draw the embeddings of the classes: t-SNE, and their cosine distances."
     parser = command_parser("embeddings", described, "a .png file")
-    parser.add_argument("--seed", type=gan.number(int, 0, 2**31 - 1), default=0, help="seed of t-SNE (0)")
+    parser.add_argument("--seed", type=gan.number_in(int, 0, 2**31 - 1), default=0, help="seed of t-SNE (0)")
     options = parser.parse_args(argv)
     if options.out.suffix.lower() != ".png":
         raise UserError("must end in .png", f"--out {options.out}")
@@ -258,7 +258,9 @@ def paths(argv: Sequence[str]) -> dict[str, Any]:
     add = parser.add_argument
     add("--pairs", nargs="+", metavar="A,B", help="names or numbers; the two nearest and the two farthest if omitted")
     add("--all-pairs", action="store_true", help="of all classes; then also whether near ones have smoother paths")
-    add("--samples", type=gan.number(int, 2, 10_000), default=32, help="paths of each pair, each with its own z (32)")
+    add(
+        "--samples", type=gan.number_in(int, 2, 10_000), default=32, help="paths of each pair, each with its own z (32)"
+    )
     add("--inception-weights", **WEIGHTS)
     options = parser.parse_args(argv)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
@@ -339,12 +341,12 @@ def truncation(argv: Sequence[str]) -> dict[str, Any]:
     add = parser.add_argument
     add("--data", type=gan.some_path, metavar="PATH", help="real images; drawn shapes if omitted")
     several = "truncations to measure, beside none (0.25 0.5 0.75 1 1.5 2)"
-    many = dict(type=gan.number(float, 0, 10, above=True), nargs="+", default=[0.25, 0.5, 0.75, 1.0, 1.5, 2.0])
+    many = dict(type=gan.number_in(float, 0, 10, above=True), nargs="+", default=[0.25, 0.5, 0.75, 1.0, 1.5, 2.0])
     add("--truncations", **many, metavar="T", help=several)
-    counted = gan.number(int, gan.MIN_IMAGES, 10**7)
+    counted = gan.number_in(int, gan.MIN_IMAGES, 10**7)
     add("--samples", type=counted, default=2000, metavar="N", help="generated images for each (2000)")
     add("--reference", type=counted, metavar="N", help="real images; all if omitted")
-    add("--seed", type=gan.number(int, 0, 2**31 - 1), default=0, help="seed of the noise (0)")
+    add("--seed", type=gan.number_in(int, 0, 2**31 - 1), default=0, help="seed of the noise (0)")
     add("--skip-unreadable", action="store_true", help="leave damaged images out instead of stopping")
     add("--inception-weights", **WEIGHTS)
     options = parser.parse_args(argv)

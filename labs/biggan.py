@@ -22,11 +22,6 @@ those of rollnumber_04.py.
 
 from __future__ import annotations
 
-import signal
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch takes seconds to import, in which Ctrl-C would be a traceback
-
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -52,7 +47,7 @@ from rollnumber_04 import Images, UserError
 class Config(gan.Config):
     """The options of a BigGAN; the defaults are those of a narrow one, which a CPU can train."""
 
-    without: ClassVar[tuple[str, ...]] = ("loss", "multitask", "class_weight", "validation_split", "translation")
+    without: ClassVar[tuple[str, ...]] = (*parts.OF_THE_ASSIGNMENT, "translation")
     epochs: int = gan.default("epochs", 10)
     flip: bool = gan.default("flip", True)
     latent_dim: int = gan.default("latent_dim", 128, "numbers in the noise z, for all blocks together")
@@ -340,9 +335,8 @@ class BigGAN(gan.GAN):
 
     def warnings(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         """What is wrong with the training, by the rows of epochs.csv."""
-        won = gan.d_has_won(rows, (parts.hinge_d_loss, parts.wgan_g_loss), undecided=0.0)
-        advice = "try --augment translation, a lower --lr-d or a higher --lr-g"
-        return [*([f"D has won and teaches G little: {advice}"] if won else []), *gan.g_has_collapsed(rows)]
+        hinge = gan.Loss("hinge", parts.hinge_d_loss, parts.wgan_g_loss, undecided=0.0)
+        return [*gan.d_has_won(rows, hinge, advice="--augment translation"), *gan.g_has_collapsed(rows)]
 
     def describe(self) -> tuple[str, str]:
         """The networks and the objective, in words."""

@@ -19,13 +19,9 @@ What it draws, and how often each digit, is in Report.pdf, "The other labs: Digi
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch takes seconds to import, in which Ctrl-C would be a traceback
 
 from torch import Tensor, nn
 
@@ -40,7 +36,7 @@ class Config(gan.Config):
     """The script's options with the lab's defaults, and without those of another task."""
 
     without: ClassVar[tuple[str, ...]] = (
-        "flip", "loss", "multitask", "class_weight", "validation_split", "optimizer",
+        *parts.OF_THE_ASSIGNMENT, "flip", "optimizer",
     )  # fmt: skip
     epochs: int = gan.default("epochs", 3)
     image_size: int | None = gan.default("image_size", None, "28 or 32 pixels a side; the images' own if omitted")

@@ -20,13 +20,9 @@ Digits".
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch takes seconds to import, in which Ctrl-C would be a traceback
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +37,7 @@ class Config(gan.Config):
     """The script's options with the lab's defaults, without those of another task, and the four improvements."""
 
     without: ClassVar[tuple[str, ...]] = (
-        "image_size", "flip", "loss", "multitask", "class_weight", "validation_split", "optimizer",
+        *parts.OF_THE_ASSIGNMENT, "image_size", "flip", "optimizer",
     )  # fmt: skip
     iterations: int | None = gan.default("iterations", 10_000)
     image_size: int | None = gan.default("image_size", 28)
@@ -190,7 +186,7 @@ class ConvGAN(gan.GAN):
         smoothing, least = self.config.label_smoothing, 0.0
         if smoothing:  # the least that J(D) can be: half the entropy of the targets
             least = -0.5 * (smoothing * math.log(smoothing) + (1 - smoothing) * math.log(1 - smoothing))
-        return [*gan.d_has_won(rows, gan.LOSSES["bce"], 0.0, least=least), *gan.g_has_collapsed(rows)]
+        return [*gan.d_has_won(rows, gan.LOSSES["bce"], least=least), *gan.g_has_collapsed(rows)]
 
     def describe(self) -> tuple[str, str]:
         config, (networks, objective) = self.config, super().describe()

@@ -14,11 +14,6 @@ interruptions are those of rollnumber_04.py, whose parts these are.
 
 from __future__ import annotations
 
-import signal
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch takes seconds to import, in which Ctrl-C would be a traceback
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path

@@ -20,13 +20,9 @@ What each of them changes is in Report.pdf, "The other labs: Emoji".
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch takes seconds to import, in which Ctrl-C would be a traceback
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +38,7 @@ class Config(gan.Config):
     """The script's options with the lab's defaults, without those of another task, and what the handout tries."""
 
     without: ClassVar[tuple[str, ...]] = (
-        "image_size", "flip", "loss", "multitask", "class_weight", "validation_split", "optimizer", "lr_g", "lr_d",
+        *parts.OF_THE_ASSIGNMENT, "image_size", "flip", "optimizer", "lr_g", "lr_d",
     )  # fmt: skip
     iterations: int | None = gan.default("iterations", 10_000)
     batch_size: int = gan.default("batch_size", 32)
@@ -185,7 +181,7 @@ class EmojiGAN(gan.GAN):
     def warnings(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         """The script's two, with the advice that this lab has options for."""
         found = []
-        if gan.d_has_won(rows, gan.LOSSES["ls"], gan.UNDECIDED["ls"]):
+        if gan.d_has_won(rows, gan.LOSSES["ls"]):
             advice = "--translation" if self.config.gradient_penalty else "--gradient-penalty"
             found.append(f"D has won and teaches G little: try {advice}")
         if gan.g_has_collapsed(rows):

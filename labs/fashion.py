@@ -22,13 +22,9 @@ How often the asked class is drawn is in Report.pdf, "The other labs: Clothes".
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch takes seconds to import, in which Ctrl-C would be a traceback
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +38,7 @@ class Config(gan.Config):
     """The script's options with the lab's defaults, without those of another task, and the two of WGAN-GP."""
 
     without: ClassVar[tuple[str, ...]] = (
-        "image_size", "flip", "translation", "loss", "multitask", "class_weight", "validation_split", "optimizer",
+        *parts.OF_THE_ASSIGNMENT, "image_size", "flip", "translation", "optimizer",
     )  # fmt: skip
     epochs: int = gan.default("epochs", 25)
     image_size: int | None = gan.default("image_size", 28)

@@ -135,7 +135,7 @@ def translate(argv: Sequence[str]) -> Path:
     add_direction(parser)
     parser.add_argument("images", type=gan.some_path, nargs="+", metavar="IMAGE|FOLDER")
     what = "scale the shorter side to N first; their own size if omitted"
-    parser.add_argument("--image-size", type=gan.number(int, 4, 4096), metavar="N", help=what)
+    parser.add_argument("--image-size", type=gan.number_in(int, 4, 4096), metavar="N", help=what)
     parser.add_argument("--out", type=gan.some_path, required=True, metavar="FOLDER", help="a new folder")
     options = parser.parse_args(argv)
     out, size = options.out, options.image_size
@@ -222,8 +222,8 @@ def measure(argv: Sequence[str]) -> dict[str, Any]:
     for flag in ("x", "y"):
         add(f"--{flag}", type=gan.some_path, required=True, metavar="FOLDER", help="pairs have the same name in both")
     held_out = "measure the images alone that training with this share held out"
-    add("--held-out", type=gan.number(float, 0, 0.9), default=0.0, metavar="SHARE", help=held_out)
-    add("--image-size", type=gan.number(int, 4, 1024), metavar="N", help="that of the model's training if omitted")
+    add("--held-out", type=gan.number_in(float, 0, 0.9), default=0.0, metavar="SHARE", help=held_out)
+    add("--image-size", type=gan.number_in(int, 4, 1024), metavar="N", help="that of the model's training if omitted")
     weights = "torch-fidelity's Inception weights; it fetches them if omitted"
     add("--inception-weights", type=gan.some_path, metavar="FILE", help=weights)
     add("--json", action="store_true", help="print one JSON object and nothing else")

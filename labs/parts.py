@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import rollnumber_04 as gan
 from rollnumber_04 import UserError
 
+OF_THE_ASSIGNMENT = ("loss", "multitask", "class_weight", "validation_split")  # options that no lab has
+
 # Losses of scores.
 
 

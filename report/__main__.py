@@ -242,9 +242,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = parser.add_subparsers(dest="command", required=True)
         add = commands.add_parser("run", description=description, help="run experiments, keep their facts").add_argument
         add("names", nargs="*", metavar="NAME", help=f"of {EXPERIMENTS.name}; those without results if omitted")
-        add("--budget", type=gan.number(float, 0, 10**6), default=10**6, metavar="MINUTES", help="stop after so long")
+        add(
+            "--budget", type=gan.number_in(float, 0, 10**6), default=10**6, metavar="MINUTES", help="stop after so long"
+        )
         add("--scale", choices=("cpu", "gpu"), default="cpu", help="how long the sweeps are, and which are run (cpu)")
-        add("--jobs", type=gan.number(int, 1, 64), default=1, metavar="N", help="runs at a time (1)")
+        add("--jobs", type=gan.number_in(int, 1, 64), default=1, metavar="N", help="runs at a time (1)")
         fetched = "torch-fidelity's Inception weights; it fetches them if omitted"
         add("--inception-weights", type=gan.some_path, metavar="FILE", help=fetched)
         commands.add_parser("build", description=description, help="write Report.pdf from the facts")
