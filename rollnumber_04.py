@@ -2543,13 +2543,14 @@ def resumed(kind: type[GAN], given: dict[str, Any]) -> Config:
     if not given.get("out") and path.parent.name != "checkpoints":
         raise UserError("lies in no run's folder; name one with --out", f"--resume {path}")
     config = replace(before, **{"out": path.parent.parent} | given | {"resume": path})
-    resets = ["sample_every", "save_every", "evaluate_every"] if config.unit != before.unit else []
+    resets = ["sample_every", "save_every", "evaluate_every"] if config.unit != before.unit else []  # they count it
     if "sample_every" in given:
         resets += ["save_every"]
-    if not config.evaluate_every:  # turned off, perhaps because here there is neither the library nor the weights
-        resets += ["evaluate_samples", "inception_weights"]
     defaults = {part.name: part.default for part in fields(config)}
     config = replace(config, **{name: given.get(name, defaults[name]) for name in resets})
+    if not config.evaluate_every:  # turned off, perhaps because here there is neither the library nor the weights
+        of_fid = ("evaluate_samples", "inception_weights")
+        config = replace(config, **{name: given.get(name, defaults[name]) for name in of_fid})
     for part in fields(config):
         old, new = (getattr(each, part.name) for each in (before, config))
         old, new = (str(value.resolve()) if isinstance(value, Path) else value for value in (old, new))

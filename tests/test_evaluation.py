@@ -309,6 +309,8 @@ def test_what_of_the_evaluation_a_resume_may_change(scripted, tmp_path, capsys):
     assert gan.main(["--resume", str(out), "--epochs", "3", "--evaluate-every", "0"]) == 0
     assert rows(out / "epochs.csv")[2]["fid"] == ""
     assert gan.config_from(["--resume", str(out), "--iterations", "20"]).evaluate_every == 0
+    again = gan.config_from(["--resume", str(tmp_path / "run" / "checkpoints" / "epoch_0002.pt"), "--iterations", "20"])
+    assert (again.evaluate_every, again.evaluate_samples) == (0, 2000)  # an interval in epochs says nothing of steps
 
 
 def test_measuring_changes_nothing_and_goes_on_exactly(weights, early, tmp_path):
