@@ -38,7 +38,6 @@ import json
 import math
 import multiprocessing
 import os
-import pickle
 import platform
 import re
 import secrets
@@ -55,15 +54,15 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, redirect_stdout, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
-from functools import cache, partial, wraps
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 if __name__ == "__main__":
-    sys.modules.setdefault("rollnumber_04", sys.modules[__name__])  # what extras/ imports: this module, no second copy
+    sys.modules.setdefault("rollnumber_04", sys.modules[__name__])  # what extras/ import: this module, no second copy
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # torch takes seconds to import, in which Ctrl-C would be a traceback
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
@@ -79,7 +78,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from tqdm import tqdm
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 ########################################################################################################################
@@ -96,9 +95,8 @@ def option(
     `group` begins a group of --help. A resumed run cannot change a `fixed` option. One that is not `saved` belongs to
     the command and not to the run. `word` stands for the value in --help.
     """
-    return field(default=default, metadata=dict(
-        help=help, low=low, high=high, above=above, choices=choices, group=group, fixed=fixed, saved=saved, word=word,
-    ))  # fmt: skip
+    limits = dict(low=low, high=high, above=above, choices=choices)
+    return field(default=default, metadata=limits | dict(help=help, group=group, fixed=fixed, saved=saved, word=word))
 
 
 @dataclass(frozen=True)
@@ -133,28 +131,41 @@ class Config:
 
     loss: str = option("ls", "least squares, or binary cross-entropy", choices=("ls", "bce"), group="objective")
     multitask: bool = option(False, "D also tells the class of an image", fixed=True)
-    class_weight: float = option(1.0, "J(D_total) = J(D) + W · J(C)", 0, 10**6, word="W")
+    class_weight: float = option(1.0, "weight of the class loss: J(D_total) = J(D) + W · J(C)", 0, 10**6, word="W")
     validation_split: float | None = option(
-        None, "part of the training images to validate classes on; the test images (else 0.1) if omitted",
-        0, 0.9, above=True, fixed=True, word="SHARE",
+        None, "hold this share of the training images out, to validate the classes on; if omitted it is the test "
+        "images, or 0.1 where there are none", 0, 0.9, above=True, fixed=True, word="SHARE",
     )  # fmt: skip
 
     optimizer: str = option("adam", "of G and of D", choices=("adam", "adamw", "rmsprop", "sgd"), group="optimizers")
     lr_g: float = option(2e-4, "learning rate of G", 0, 10, above=True)
     lr_d: float = option(2e-4, "learning rate of D", 0, 10, above=True)
-    beta1: float = option(0.5, "Adam's first decay rate; sgd's momentum", 0, 0.9999)
-    beta2: float = option(0.999, "Adam's second decay rate", 0, 0.999999)
-    ema: float = option(50_000, "half-life of the average of G that draws the samples, in images", 0, 10**9)
+    beta1: float = option(0.5, "Adam's decay rate of the mean gradient; the momentum of sgd", 0, 0.9999)
+    beta2: float = option(0.999, "Adam's decay rate of the mean squared gradient", 0, 0.999999)
+    ema: float = option(
+        50_000, "samples are drawn by an average of G's weights, in which the share of each halves after N images; 0 "
+        "is G itself", 0, 10**9, word="N",
+    )  # fmt: skip
 
     device: str = option("auto", "auto, cpu, cuda, cuda:1 … or mps", group="performance", word="NAME")
     precision: str = option("auto", "auto is bf16 where the device knows it", choices=("auto", "fp32", "bf16"))
     deterministic: bool = option(False, "make GPU runs repeatable (slower)")
-    launch: str = option("graph", "GPU steps whole, by kernels, or compiled", choices=("graph", "kernels", "compiled"))
+    launch: str = option(
+        "graph", "give a GPU a step as one CUDA graph, kernel by kernel, or compiled by torch.compile",
+        choices=("graph", "kernels", "compiled"),
+    )  # fmt: skip
 
     out: Path | None = option(None, "the run's folder; in runs/ if omitted", saved=False, group="output", word="DIR")
-    sample_every: int | None = option(None, "draw samples every N epochs, or steps (1, or 200)", 1, 10**8, word="N")
-    save_every: int | None = option(None, "keep a numbered checkpoint every N (10 times as many)", 1, 10**8, word="N")
-    evaluate_every: int = option(0, "measure FID every N; 0 is never", 0, 10**8, group="evaluation", word="N")
+    sample_every: int | None = option(
+        None, "draw samples every N epochs (1), or with --iterations every N steps (200)", 1, 10**8, word="N"
+    )
+    save_every: int | None = option(
+        None, "keep a checkpoint every N epochs (10), or with --iterations every N steps (2000)", 1, 10**8, word="N"
+    )
+    evaluate_every: int = option(
+        0, "measure FID every N epochs, or with --iterations every N steps; 0 is never", 0, 10**8, group="evaluation",
+        word="N",
+    )  # fmt: skip
     evaluate_samples: int = option(2000, "samples for each FID", 16, 10**6, word="N")
     inception_weights: Path | None = option(None, "torch-fidelity's weights; it fetches them if omitted", word="FILE")
 
@@ -199,12 +210,19 @@ class BaseGenerator(nn.Module):
     def generate(
         self, n: int, label: int | str | None = None, seed: int = 0, truncation: float | None = None
     ) -> np.ndarray:
-        """Draw n ≥ 1 images: uint8 n×H×W (grey) or n×H×W×3 (colour). Image i of a seed does not depend on n.
+        """Draw n images: uint8 n×H×W (grey) or n×H×W×3 (colour). Image i of a seed does not depend on n.
 
         `label` is the name or the number of a class, if it can be told one; None: image i is of class i modulo their
-        number. `truncation` is that of `latents`. Raises UserError for a class that is none.
+        number. `truncation` is that of `latents`. Raises UserError for a class that is none, and for n < 1.
         """
-        return generate_images(self, n, label, seed, truncation)
+        if n < 1:
+            raise UserError("is not a number of images", f"generate({n})")
+        pieces = stream(self, n, label, seed, truncation)
+        first = next(pieces)
+        images = np.empty((n, *first.shape[1:]), np.uint8)  # beforehand: pieces kept would hold the memory between them
+        for k, piece in enumerate(itertools.chain([first], pieces)):
+            images[k * GENERATE_BATCH :][: len(piece)] = piece
+        return images
 
     def labels(self, label: int | str | None, start: int, count: int) -> np.ndarray | None:
         """The labels, int64 count, of images start … of `generate`; None if it cannot be told classes."""
@@ -350,6 +368,66 @@ LOSSES = {  # a new one has its functions above, a line here, and its name in th
 
 LOG_EVERY = 50  # steps whose means make a row of log.csv
 EMA_RAMP = 0.05  # while few images have been seen, the half-life is this share of them (Karras et al. 2022, EDM)
+ADVICE = "the last checkpoint is whole: --resume, or begin again, with lower learning rates or with --precision fp32"
+
+
+def fit(run: Run, signals: Sequence[int]) -> None:
+    """Train to the end; a signal stops it after the step under way, and it is saved. All processes run this loop.
+
+    Raises UserError (status 1) where a metric is not finite, and OSError where nothing can be written.
+    """
+    gan, of_step, is_leader = run.gan, run.of_step, rank() == 0
+    on_cpu, alone = gan.sums.device.type == "cpu", process_count() == 1
+    with (
+        closing(RunLog(run)) if is_leader else nullcontext() as log,
+        progress_bar(initial=run.step * of_step, total=run.total * of_step, unit="img") as bar,
+    ):
+        begin_or_redraw(run, log)
+        iterate = launcher(gan, run.images)  # gan.iterate, or on a GPU what extras/speed.py makes of it
+        began, timed = time.perf_counter(), 0
+        for index in batches(run):
+            # Several processes agree by a message; on a GPU that waits for it, so only where a row is made anyway.
+            if (alone or on_cpu or not run.waiting) and any(all_gather(bool(signals))):
+                break
+            epoch = run.epoch + 1
+            iterate(run.images, index)
+            ends, timed = run.count_step(), timed + 1
+            is_row = ends or run.waiting == LOG_EVERY
+            if is_row:
+                average_sums(gan)
+            if (is_row or (on_cpu and alone)) and not gan.sums.isfinite().all():  # the one wait for a GPU
+                raise UserError(not_finite(run, epoch), status=1, common=True)
+            if is_row:
+                seconds = time.perf_counter() - began
+                run.seconds += seconds
+                row = means_of(run, epoch) | {"images_per_s": timed * of_step / seconds}
+                show_progress(bar, run, row)
+                if is_leader:
+                    log.add(row)
+            if ends:
+                end_interval(run, log)
+            if is_row:
+                began, timed = time.perf_counter(), 0
+        else:
+            return
+        run.seconds += time.perf_counter() - began
+        average_sums(gan)
+        save_run(run)
+
+
+def batches(run: Run) -> Iterator[Tensor]:
+    """The indices d_steps×B of each step's images, until the run is done.
+
+    An epoch's order is drawn from its number and the seed alone; each process takes its part of it.
+    """
+    config = run.gan.config
+    shape = (config.d_steps, process_count(), config.batch_size)
+    order, of_epoch = None, -1
+    while run.step < run.total:
+        if of_epoch != run.epoch:
+            order, of_epoch = epoch_order(len(run.images.pixels), config.seed, run.epoch + 1), run.epoch
+            order = order.to(run.images.pixels.device)
+        yield order[run.seen :][: run.of_step].reshape(shape)[:, rank()]
 
 
 class GAN(nn.Module):
@@ -371,9 +449,8 @@ class GAN(nn.Module):
         self.planned = 1  # steps of the whole run
         torch.manual_seed(config.seed)
         self.build()
-        self.averages = nn.ModuleDict(
-            {name: deepcopy(getattr(self, name)) for names in self.models(config).values() for name in names}
-        )
+        saved = [name for names in self.models(config).values() for name in names]
+        self.averages = nn.ModuleDict({name: deepcopy(getattr(self, name)) for name in saved})
         self.averages.requires_grad_(False).eval()
         counters = torch.zeros(2, len(self.columns(config)))
         self.register_buffer("sums", counters[0].clone())  # of the metrics of the steps since the last row of log.csv
@@ -385,38 +462,6 @@ class GAN(nn.Module):
         config, size, channels = self.config, self.config.image_size, self.channels
         self.generator = Generator(size, channels, config.latent_dim, config.width_g)
         self.discriminator = Discriminator(size, channels, config.width_d, self.classes if config.multitask else ())
-
-    def optimized(self) -> dict[str, tuple[Sequence[str], float]]:
-        """The optimizers: the networks whose weights each one changes, and its learning rate."""
-        config = self.config
-        return {"generator": (["generator"], config.lr_g), "discriminator": (["discriminator"], config.lr_d)}
-
-    @staticmethod
-    def models(config: Config) -> dict[str, Sequence[str]]:
-        """The files of saved models: the networks in each, whose averages they are."""
-        return {name: [name] for name in ("generator", "discriminator")[: 1 + config.multitask]}
-
-    @staticmethod
-    def columns(config: Config) -> tuple[str, ...]:
-        """The metrics of a step, in the order in which it returns them."""
-        of_d = ("d_real", "d_fake", "d_accuracy_real", "d_accuracy_fake")
-        return ("d_loss", "g_loss", *of_d, *(("class_loss", "accuracy") if config.multitask else ()))
-
-    def on(self, device: torch.device) -> GAN:
-        """Move it to a device, and make optimizers and random numbers there; each process has noise of its own."""
-        self.to(device, memory_format=memory_format(device))
-        self.optimizers = {
-            name: make_optimizer(
-                [p for member in members for p in getattr(self, member).parameters()], rate, self.config
-            )
-            for name, (members, rate) in self.optimized().items()
-        }
-        if rank():  # dropout of its own, as the noise; the weights are the same in all processes
-            torch.manual_seed(self.config.seed + rank())
-        for pool in self.pools.values():
-            pool.to(device)
-        self.rng = torch.Generator(device).manual_seed(noise_seed(self.config.seed))
-        return self
 
     def step(self, real: Tensor, labels: Tensor | None) -> list[Tensor]:
         """Lines 2 to 10 of the handout's Algorithm 1, on real images B×C×S×S and, with a head, their labels B.
@@ -494,6 +539,36 @@ class GAN(nn.Module):
         """Convolutions in bfloat16 where the run has it; weights, losses and optimizers stay float32."""
         return torch.autocast(self.rng.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
+    def on(self, device: torch.device) -> GAN:
+        """Move it to a device, and make optimizers and random numbers there; each process has noise of its own."""
+        self.to(device, memory_format=memory_format(device))
+        self.optimizers = {}
+        for name, (members, rate) in self.optimized().items():
+            parameters = [parameter for member in members for parameter in getattr(self, member).parameters()]
+            self.optimizers[name] = make_optimizer(parameters, rate, self.config)
+        if rank():  # dropout of its own, as the noise; the weights are the same in all processes
+            torch.manual_seed(self.config.seed + rank())
+        for pool in self.pools.values():
+            pool.to(device)
+        self.rng = torch.Generator(device).manual_seed(noise_seed(self.config.seed))
+        return self
+
+    def optimized(self) -> dict[str, tuple[Sequence[str], float]]:
+        """The optimizers: the networks whose weights each one changes, and its learning rate."""
+        config = self.config
+        return {"generator": (["generator"], config.lr_g), "discriminator": (["discriminator"], config.lr_d)}
+
+    @staticmethod
+    def models(config: Config) -> dict[str, Sequence[str]]:
+        """The files of saved models: the networks in each, whose averages they are."""
+        return {name: [name] for name in ("generator", "discriminator")[: 1 + config.multitask]}
+
+    @staticmethod
+    def columns(config: Config) -> tuple[str, ...]:
+        """The metrics of a step, in the order in which it returns them."""
+        of_d = ("d_real", "d_fake", "d_accuracy_real", "d_accuracy_fake")
+        return ("d_loss", "g_loss", *of_d, *(("class_loss", "accuracy") if config.multitask else ()))
+
     @classmethod
     def load(cls, config: Config) -> tuple[Config, Images, Images | None]:
         """The training set, a validation set if there is to be one, and the options that the data decides."""
@@ -508,6 +583,32 @@ class GAN(nn.Module):
             known = {"val_class_loss": loss, "val_accuracy": accuracy}
         metrics = known | {"diversity": diversity(samples, images), "fid": ""}
         return Snapshot(metrics, {"fixed_noise": sheet(samples, sheet_columns(generator, len(samples)))}, confusion)
+
+    @staticmethod
+    def interval_columns(config: Config) -> tuple[str, ...]:
+        """What `look` measures, and the FID."""
+        return (*(("val_class_loss", "val_accuracy") if config.multitask else ()), "diversity", "fid")
+
+    def curves(self) -> dict[str, tuple[str, str, str]]:
+        """The pictures of losses: file, and the column of log.csv, title and formula that it shows."""
+        kind = LOSSES[self.config.loss].name
+        return {
+            "generator_loss": ("g_loss", f"Generator loss ({kind})", "J(G)"),
+            "discriminator_loss": ("d_loss", f"Discriminator loss ({kind})", "J(D)"),
+        }
+
+    def warnings(self, rows: Sequence[dict[str, Any]]) -> list[str]:
+        """What is wrong with the training, by the rows of epochs.csv."""
+        diagnosis = extra("diagnosis", is_needed=False)
+        return diagnosis.warnings(rows, LOSSES[self.config.loss], self.config) if diagnosis else []
+
+    def describe(self) -> tuple[str, str]:
+        """The networks and the objective, in words."""
+        head = self.discriminator.head
+        of_head = count_parameters(head) if head is not None else 0
+        of_d = f"D {count_parameters(self.discriminator) - of_head:,} parameters"
+        with_head = f", its classification head {of_head:,}" if of_head else ""
+        return f"G {count_parameters(self.generator):,} and {of_d}{with_head}", LOSSES[self.config.loss].name
 
     @staticmethod
     def uses_classes(config: Config) -> bool:
@@ -527,105 +628,20 @@ class GAN(nn.Module):
         """What a new plan changes of a lab's training, where that follows the share of the run that is done."""
         return []
 
-    @staticmethod
-    def interval_columns(config: Config) -> tuple[str, ...]:
-        """What `look` measures, and the FID."""
-        return (*(("val_class_loss", "val_accuracy") if config.multitask else ()), "diversity", "fid")
-
-    def curves(self) -> dict[str, tuple[str, str, str]]:
-        """The pictures of losses: file, and the column of log.csv, title and formula that it shows."""
-        kind = LOSSES[self.config.loss].name
-        return {
-            "generator_loss": ("g_loss", f"Generator loss ({kind})", "J(G)"),
-            "discriminator_loss": ("d_loss", f"Discriminator loss ({kind})", "J(D)"),
-        }
-
-    def warnings(self, rows: Sequence[dict[str, Any]]) -> list[str]:
-        """What is wrong with the training, by the rows of epochs.csv."""
-        return [*d_has_won(rows, LOSSES[self.config.loss]), *g_has_collapsed(rows)]
-
-    def describe(self) -> tuple[str, str]:
-        """The networks and the objective, in words."""
-        head = self.discriminator.head
-        of_head = count_parameters(head) if head is not None else 0
-        of_d = f"D {count_parameters(self.discriminator) - of_head:,} parameters"
-        with_head = f", its classification head {of_head:,}" if of_head else ""
-        return f"G {count_parameters(self.generator):,} and {of_d}{with_head}", LOSSES[self.config.loss].name
-
-
-def fit(run: Run, signals: Sequence[int]) -> None:
-    """Train to the end; a signal stops it after the step under way, and it is saved. All processes run this loop.
-
-    Raises UserError (status 1) where a metric is not finite, and OSError where nothing can be written.
-    """
-    gan, of_step, is_leader = run.gan, run.of_step, rank() == 0
-    on_cpu, alone = gan.sums.device.type == "cpu", process_count() == 1
-    with (
-        closing(RunLog(run)) if is_leader else nullcontext() as log,
-        progress_bar(initial=run.step * of_step, total=run.total * of_step, unit="img") as bar,
-    ):
-        begin_or_redraw(run, log)
-        iterate = launcher(gan, run.images)  # gan.iterate, or on a GPU what extras/speed.py makes of it
-        began, timed = time.perf_counter(), 0
-        for index in batches(run):
-            # Several processes agree by a message; on a GPU that waits for it, so only where a row is made anyway.
-            if (alone or on_cpu or not run.waiting) and any_rank(bool(signals)):
-                break
-            epoch = run.epoch + 1
-            iterate(run.images, index)
-            ends, timed = run.count_step(), timed + 1
-            is_row = ends or run.waiting == LOG_EVERY
-            if is_row:
-                average_sums(gan)
-            if (is_row or (on_cpu and alone)) and not gan.sums.isfinite().all():  # the one wait for a GPU
-                raise UserError(not_finite(run, epoch), status=1, common=True)
-            if is_row:
-                seconds = time.perf_counter() - began
-                run.seconds, run.spent["training"] = run.seconds + seconds, run.spent["training"] + seconds
-                row = means_of(run, epoch) | {"images_per_s": timed * of_step / seconds}
-                show_progress(bar, run, row)
-                if is_leader:
-                    log.add(row)
-            if ends:
-                end_interval(run, log)
-            if is_row:
-                began, timed = time.perf_counter(), 0
-        else:
-            return
-        run.seconds += time.perf_counter() - began
-        average_sums(gan)
-        save_run(run)
-
-
-def batches(run: Run) -> Iterator[Tensor]:
-    """The indices d_steps×B of each step's images, until the run is done.
-
-    An epoch's order is drawn from its number and the seed alone; each process takes its part of it.
-    """
-    config = run.gan.config
-    shape = (config.d_steps, process_count(), config.batch_size)
-    order, of_epoch = None, -1
-    while run.step < run.total:
-        if of_epoch != run.epoch:
-            order, of_epoch = epoch_order(len(run.images.pixels), config.seed, run.epoch + 1), run.epoch
-            order = order.to(run.images.pixels.device)
-        yield order[run.seen :][: run.of_step].reshape(shape)[:, rank()]
-
 
 def end_interval(run: Run, log: RunLog | None) -> None:
     """Measure, save, then draw: no picture can cost training. Only rank 0 measures, writes and draws."""
     is_best, is_last = False, run.step == run.total
     if log:
-        with run.timed("evaluation"):
-            snapshot = take_snapshot(run)
-            is_best = log.add_interval(epoch_row(run, snapshot.metrics))
-            (run.out / UNDRAWN).touch()
+        snapshot = run.gan.look(run.images, run.validation)
+        if run.fid and (is_last or run.number % run.gan.config.evaluate_every == 0):
+            snapshot.metrics["fid"] = run.fid(run.gan.averages["generator"])
+        is_best = log.add_interval(epoch_row(run, snapshot.metrics))
+        (run.out / UNDRAWN).touch()
     run.seconds = 0.0
-    with run.timed("saving"):
-        save_run(run, numbered=is_last or run.number % run.gan.config.intervals[1] == 0, best=is_best)
+    save_run(run, numbered=is_last or run.number % run.gan.config.intervals[1] == 0, best=is_best)
     if log:
-        with run.timed("pictures"):
-            draw_all(run, snapshot, log)
+        draw_all(run, snapshot, log)
         say(f"{progress(run)}  {interval_line(run)}")
 
 
@@ -648,14 +664,6 @@ class Run:
     seconds: float = 0.0  # of training since the last row of epochs.csv
     log: list[dict[str, Any]] = field(default_factory=list)  # the rows of log.csv
     epochs: list[dict[str, Any]] = field(default_factory=list)  # and of epochs.csv
-    spent: Counter[str] = field(default_factory=Counter)  # seconds of this process, by what it did
-
-    @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Count the time in the block as spent on something."""
-        begun = time.perf_counter()
-        yield
-        self.spent[what] += time.perf_counter() - begun
 
     @property
     def of_step(self) -> int:
@@ -663,9 +671,14 @@ class Run:
         return self.gan.config.batch_size * self.gan.config.d_steps * process_count()
 
     @property
+    def begun(self) -> int:
+        """How many epochs are done or begun."""
+        return self.epoch + (self.seen > 0)
+
+    @property
     def number(self) -> int:
-        """How many epochs are done or begun, or with --iterations steps."""
-        return self.step if self.gan.config.iterations else self.epoch + (self.seen > 0)
+        """What files are numbered by: epochs done or begun, or with --iterations steps."""
+        return self.step if self.gan.config.iterations else self.begun
 
     def count_step(self) -> bool:
         """Count a step that is done; returns whether an interval ends with it, after which samples are drawn."""
@@ -674,6 +687,24 @@ class Run:
         if is_epoch := self.seen + self.of_step > len(self.images.pixels):
             self.epoch, self.seen = self.epoch + 1, 0
         return self.step == self.total or (self.step % config.intervals[0] == 0 if config.iterations else is_epoch)
+
+
+def means_of(run: Run, epoch: int) -> dict[str, Any]:
+    """The means of the metrics since the last row of log.csv, as the next row; the sums begin again."""
+    gan = run.gan
+    means = dict(zip(gan.columns(gan.config), (gan.sums / run.waiting).tolist(), strict=True))
+    run.waiting = 0
+    gan.sums.zero_()
+    gan.finite.zero_()
+    return {"step": run.step, "epoch": epoch, **means}
+
+
+def not_finite(run: Run, epoch: int) -> str:
+    """Which metric was the first that was not finite, and at which step: its sum has not been finite since."""
+    good = [int(steps) for steps in run.gan.finite.tolist()]
+    first = good.index(min(good))
+    step = run.step - run.waiting + good[first] + 1
+    return f"{run.gan.columns(run.gan.config)[first]} is not finite at step {step:,}, epoch {epoch}; {ADVICE}"
 
 
 def make_optimizer(parameters: list[nn.Parameter], rate: float, config: Config) -> torch.optim.Optimizer:
@@ -716,7 +747,7 @@ def update_average(average: nn.Module, network: nn.Module, share: Tensor) -> Non
     torch's own function for it takes the share as a Python number, which a CUDA graph would repeat for ever.
     """
     old, new = [], []
-    for (name, averaged), current in zip(named_tensors(average), (t for _, t in named_tensors(network)), strict=True):
+    for (name, averaged), current in zip(average.state_dict().items(), network.state_dict().values(), strict=True):
         if name.endswith(("._u", "._v")):  # spectral norm's singular vectors: a mean of unit vectors is none
             averaged.copy_(current)
         elif averaged.is_floating_point():
@@ -725,46 +756,6 @@ def update_average(average: nn.Module, network: nn.Module, share: Tensor) -> Non
     change = torch._foreach_sub(new, old)
     torch._foreach_mul_(change, share)
     torch._foreach_add_(old, change)
-
-
-def named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
-    """All parameters, then all buffers, by name."""
-    return [*network.named_parameters(), *network.named_buffers()]
-
-
-def launcher(gan: GAN, images: Images) -> Callable[[Images, Tensor], None]:
-    """What does a step: `gan.iterate`, or what extras/speed.py makes of it: compiled, or a CUDA graph."""
-    launch, on_cuda = gan.config.launch, gan.sums.device.type == "cuda"
-    wants_speed = launch == "compiled" or (launch == "graph" and on_cuda)
-    speed = extra("speed", is_needed=launch == "compiled") if wants_speed else None
-    return speed.Launcher(gan, images) if speed else gan.iterate
-
-
-def average_sums(gan: GAN) -> None:
-    """Make the sums of the metrics those of all processes together."""
-    if process_count() > 1:
-        extra("processes").average_sums(gan)
-
-
-def means_of(run: Run, epoch: int) -> dict[str, Any]:
-    """The means of the metrics since the last row of log.csv, as the next row; the sums begin again."""
-    gan = run.gan
-    means = dict(zip(gan.columns(gan.config), (gan.sums / run.waiting).tolist(), strict=True))
-    run.waiting = 0
-    gan.sums.zero_()
-    gan.finite.zero_()
-    return {"step": run.step, "epoch": epoch, **means}
-
-
-def not_finite(run: Run, epoch: int) -> str:
-    """Which metric was the first that was not finite, and at which step: its sum has not been finite since."""
-    good = [int(steps) for steps in run.gan.finite.tolist()]
-    first = good.index(min(good))
-    step = run.step - run.waiting + good[first] + 1
-    return f"{run.gan.columns(run.gan.config)[first]} is not finite at step {step:,}, epoch {epoch}; {ADVICE}"
-
-
-ADVICE = "the last checkpoint is whole: --resume, or begin again, with lower learning rates or with --precision fp32"
 
 
 def translated(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -785,12 +776,13 @@ def choose_device(name: str) -> torch.device:
     """The asked device, or for "auto" a CUDA GPU, Apple's GPU or the CPU, whichever comes first. Raises UserError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
-        with suppress(RuntimeError, AssertionError):  # said below
-            device = torch.zeros(1, device=name).device
-            if device.type == "cuda":
-                torch.cuda.set_device(device)  # on which graphs are captured
-            return device
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise UserError("is none of auto, cpu, cuda, cuda:1 … and mps", f"--device {name}")
+    with suppress(RuntimeError, AssertionError):  # said below
+        device = torch.zeros(1, device=name).device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # on which graphs are captured
+        return device
     raise UserError("not available on this machine", f"--device {name}")
 
 
@@ -813,18 +805,22 @@ def memory_format(device: str | torch.device) -> torch.memory_format:
     return torch.contiguous_format if torch.device(device).type == "mps" else torch.channels_last
 
 
+def launcher(gan: GAN, images: Images) -> Callable[[Images, Tensor], None]:
+    """What does a step: `gan.iterate`, or what extras/speed.py makes of it: compiled, or a CUDA graph."""
+    launch, on_cuda = gan.config.launch, gan.sums.device.type == "cuda"
+    wants_speed = launch == "compiled" or (launch == "graph" and on_cuda)
+    speed = extra("speed", is_needed=launch == "compiled") if wants_speed else None
+    return speed.Launcher(gan, images) if speed else gan.iterate
+
+
 # Several processes, which `torchrun` starts and extras/processes.py joins, train one run together. Only rank 0 prints
 # and writes files.
 
 
-def is_joined() -> bool:
-    """Whether there are several processes, and this one has joined them."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def process_count() -> int:
     """How many processes train one run together."""
-    return torch.distributed.get_world_size() if is_joined() else 1
+    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if joined else 1
 
 
 def rank() -> int:
@@ -832,25 +828,20 @@ def rank() -> int:
     return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
-def broadcast(value: Any) -> Any:
-    """Rank 0's value, in all processes."""
-    values = [value]
-    if is_joined():
-        torch.distributed.broadcast_object_list(values)
-    return values[0]
-
-
 def all_gather(value: Any) -> list[Any]:
     """The values of all processes, in all of them."""
-    values = [value] * process_count()
-    if is_joined():
-        torch.distributed.all_gather_object(values, value)
-    return values
+    return extra("processes").all_gather(value) if process_count() > 1 else [value]
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether any process says so."""
-    return any(all_gather(flag))
+def broadcast(value: Any) -> Any:
+    """Rank 0's value, in all processes."""
+    return all_gather(value)[0]
+
+
+def average_sums(gan: GAN) -> None:
+    """Make the sums of the metrics those of all processes together."""
+    if process_count() > 1:
+        extra("processes").average_sums(gan)
 
 
 def noise_seed(seed: int) -> int:
@@ -864,17 +855,9 @@ def noise_seed(seed: int) -> int:
 
 IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .tga".split())
 IMAGE_FORMATS = "PNG JPEG BMP GIF WEBP TIFF PPM TGA".split()  # Pillow knows more, some of which call other programs
-SPLITS = {"train": {"train", "training"}, "test": {"test", "testing", "t10k", "val", "valid", "validation"}}
-SYSTEM_NAMES = frozenset(  # that systems and programs keep for themselves, beside those with a dot or __ in front
-    "@eadir @recycle @recently-snapshot @synoresource @tmp #recycle #snapshot $recycle.bin recycler lost+found "
-    "~snapshot thumbs.db ehthumbs.db desktop.ini icon\r".split(" ")
-) | {"system volume information", "network trash folder", "temporary items"}
-SIZES_LOOKED_AT = 1000  # files, to find a set's own size
-FEW_VALUES = 32  # of 256: images that use fewer were probably stored in another range
-LINK = "link to a folder"  # which is not followed
-DECODE_CHUNK = 256  # images of up to 32×32 that a worker decodes before it reports
 SIZES = [base << halvings for halvings in range(1, 9) for base in (4, 5, 6, 7)]  # that the networks make: 8, 10 … 1792
-CACHED_FROM = 5_000  # files that take a second to decode
+DECODE_CHUNK = 256  # images of up to 32×32 that a worker decodes before it reports
+MOST_CLASSES = 1000  # that a head can tell
 
 
 @dataclass(frozen=True)
@@ -909,8 +892,8 @@ def load_images(
 ) -> Images:
     """Load a whole data set as one uint8 tensor.
 
-    `path` may be a folder with `train/` and `test/`, a folder of class folders, a flat folder of images, a file or
-    folder that extras/formats.py knows (CIFAR's pickles, MNIST's and EMNIST's IDX files, SVHN's `.mat` files, an
+    `path` may be a folder with `train/` and `test/`, a folder of class folders, a flat folder of images, what else
+    extras/folders.py and extras/formats.py know (other layouts, CIFAR's, MNIST's, EMNIST's and SVHN's files, an
     `.npz`), or None for the built-in shapes. `split` is "train", "test" or "all", both in this order; a set that comes
     undivided is all "train". Images of another size are resized (antialiased) so that the shorter side fits, and
     cropped to the centre. `image_size` None keeps the images' own size where the networks can make it. A set whose
@@ -922,91 +905,120 @@ def load_images(
             return merge(train, load_images(path, "test", train.pixels.shape[1], skip_unreadable))
         except NoTestSplit:
             return train
+    size = image_size and checked_size(image_size)
     if path is None:
         count, seed = (10_000, 0) if split == "train" else (2_000, 1)
-        return draw_shapes(count, checked_size(image_size or 32), seed)
-    size = image_size and checked_size(image_size)
+        return draw_shapes(count, size or 32, seed)
     return decode_source(find_source(Path(os.path.expanduser(path)), split), size, skip_unreadable)
 
 
 def find_source(path: Path, split: str) -> Source:
-    """`find_images`, with the file system's complaints as UserError."""
-    try:
-        return find_images(path, split)
-    except FileNotFoundError:
-        raise UserError("there is no such file or folder", path) from None
-    except OSError as error:
-        raise UserError(f"{error.strerror}", error.filename or path) from None
+    """The image files of a folder with train/ and test/, of class folders, or flat. Raises UserError.
 
-
-def decode_source(source: Source, image_size: int | None = None, skip_unreadable: bool | None = None) -> Images:
-    """Decode a set at a size, or at the images' own; one channel if all are grey. Raises UserError.
-
-    Says what was left out, and what of the images is not as one expects. `skip_unreadable` is None where a command has
-    no such option. Pixels of many files are kept for the next time by extras/cache.py.
+    This is what a copy of the file alone finds. extras/folders.py knows more layouts, and says what it leaves out.
     """
-    if source.left_out:
-        say(f"note: {source.where}: left out {counted(source.left_out)}")
-    labels = None if source.labels is None else np.array(source.labels, np.int64)
-    classes = tuple(map(class_name, source.classes))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Pillow's, of tags that are damaged where the pixels are not
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # a picture that unpacks to gigabytes is damage
-        sizes = own_sizes(source)
-        size = image_size or natural_size(sizes)
-        kept = extra("cache", is_needed=False) if len(source.items) >= CACHED_FROM else None
-        pixels, unreadable = kept.load_pixels(source.items, size) if kept else None, {}
-        if pixels is None:
-            pixels, unreadable = decode(source.items, size)
-            if kept and not unreadable:
-                kept.save_pixels(source.items, size, pixels)
-    if unreadable:
-        if not skip_unreadable:
-            first, what = next(iter(unreadable.items()))
-            others = f" (and {len(unreadable) - 1:,} more)" if len(unreadable) > 1 else ""
-            advice = "; --skip-unreadable leaves such images out" if skip_unreadable is False else ""
-            raise UserError(f"{what}{others}{advice}", source.items[first])
-        lines = (printable(f"{source.items[i]}: {what}") for i, what in unreadable.items())
-        say("\n  ".join([f"skipped {len(unreadable):,} unreadable images:", *lines]))
-        keep = np.setdiff1d(np.arange(len(pixels)), list(unreadable))
-        if not len(keep):
-            raise UserError("none of its images can be read", source.where)
-        pixels = pixels[keep]
-        if labels is not None:  # a class may have lost all its images
-            occurring, labels = np.unique(labels[keep], return_inverse=True)
-            classes = tuple(classes[i] for i in occurring)
-    if (pixels[..., :1] == pixels).all():  # grey in every pixel, however it was stored
+    if more := extra("folders", is_needed=False):
+        return more.find_source(path, split)
+    if not path.is_dir():
+        raise UserError("is no folder; files of data sets take extras/, beside the script", path)
+    is_divided = (path / "train").is_dir()
+    if split == "test" and not (is_divided and (path / "test").is_dir()):
+        raise NoTestSplit("is not divided into train/ and test/", path)
+    root = path / split if is_divided else path
+    classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and folder.name[0] not in "._")
+    folders = [[*sorted((root / name).rglob("*"))] for name in classes or ["."]]
+    found = [[file for file in files if file.suffix.lower() in IMAGE_SUFFIXES] for files in folders]
+    if not all(found):
+        raise UserError("there is no image in this folder", root / classes[found.index([])] if classes else root)
+    labels = [label for label, files in enumerate(found) for _ in files] if classes else None
+    return Source([*itertools.chain(*found)], labels, tuple(map(class_name, classes)), str(path))
+
+
+def decode_source(source: Source, size: int | None = None, skip_unreadable: bool | None = None) -> Images:
+    """Decode a set at a size, or at the first image's own as far as the networks make it. Raises UserError.
+
+    extras/folders.py chooses the size by all images, knows more kinds of pixels, and can leave damaged images out.
+    """
+    if more := extra("folders", is_needed=False):
+        return more.decode_source(source, size, skip_unreadable)
+    if not size:
+        with suppress(OSError), Image.open(source.items[0]) as first:  # decoding will say what is wrong with it
+            size = max((size for size in SIZES if size <= min(*first.size, 64)), default=SIZES[0])
+    pixels, unreadable = decode(source.items, size or SIZES[0])
+    for index, what in unreadable.items():
+        raise UserError(f"{what}; --skip-unreadable takes extras/, beside the script", source.items[index])
+    return as_images(pixels, source.labels, source.classes)
+
+
+def decode(
+    items: Sequence[Any], size: int, read: Callable[[Any, int], Any] | None = None
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Decode items by `read`, or files, to uint8 N×size×size×3; also {index: what is wrong} of the unreadable.
+
+    A 32×32 PNG takes 0.08 ms, nearly all of it inside Python's lock: on two threads it takes 0.16. Forked workers have
+    locks of their own and start at once. Where fork is not safe (macOS, Windows) threads do it.
+    """
+    pixels, unreadable = np.zeros((len(items), size, size, 3), np.uint8), {}
+    step = max(1, min(DECODE_CHUNK, DECODE_CHUNK * 1024 // size**2))
+    chunks, workers = [items[i : i + step] for i in range(0, len(items), step)], os.cpu_count() or 1
+    if sys.platform == "linux":
+        # Ctrl-C reaches the whole process group; a worker that died of it could leave the pool waiting for ever.
+        ignore = (signal.SIGINT, signal.SIG_IGN)
+        pool = ProcessPoolExecutor(
+            min(len(chunks), workers), multiprocessing.get_context("fork"), signal.signal, ignore
+        )
+    else:
+        pool = ThreadPoolExecutor(workers)
+    with pool, progress_bar(total=len(items), desc="decoding", unit="img", leave=False) as bar:
+        decoded = pool.map(partial(decode_chunk, size=size, read=read or read_image), chunks)
+        for start, (some, failed) in zip(range(0, len(items), step), decoded, strict=True):
+            pixels[start : start + len(some)] = some
+            unreadable |= {start + i: message for i, message in failed.items()}
+            bar.update(len(some))
+    return pixels, unreadable
+
+
+def decode_chunk(items: Sequence[Any], size: int, read: Callable[[Any, int], Any]) -> tuple[np.ndarray, dict[int, str]]:
+    """Decode some images: uint8 n×size×size×3, and {position: what is wrong} of those that cannot be read."""
+    pixels, failed = np.zeros((len(items), size, size, 3), np.uint8), {}
+    for i, item in enumerate(items):
+        try:
+            pixels[i] = read(item, size)
+        except Exception as error:  # a decoder may fail in any way on a damaged file; the caller names them all
+            failed[i] = complaint(error)
+    return pixels, failed
+
+
+def read_image(path: Path, size: int) -> Image.Image:
+    """An image file as 8-bit RGB: upright, transparency on white, size×size. Raises what Pillow raises."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(path.read_bytes()), formats=IMAGE_FORMATS))
+    if image.mode[0] in "IF":
+        raise ValueError("its pixels are not of 8 bits, which takes extras/, beside the script")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return fitted(image.convert("RGB"), size)
+
+
+def fitted(image: Image.Image, size: int) -> Image.Image:
+    """An image scaled, antialiased, and cropped to the centre: size×size."""
+    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+
+
+def as_images(
+    pixels: np.ndarray, labels: Sequence[int] | np.ndarray | None, classes: Sequence[str], found: str = ""
+) -> Images:
+    """A set of uint8 pixels N×H×W×3; one channel stays if all are grey, however they were stored."""
+    if (pixels[..., :1] == pixels).all():
         pixels = pixels[..., :1]
     pixels = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
-    images = Images(pixels, None if labels is None else torch.from_numpy(labels), classes)
-    return noted(images, sizes, source.where)
+    found = found or describe_images(pixels.shape[3], "{1}×{2}".format(*pixels.shape))
+    return Images(pixels, None if labels is None else torch.tensor(np.array(labels, np.int64)), tuple(classes), found)
 
 
-def noted(images: Images, sizes: Counter[tuple[int, int]], where: str) -> Images:
-    """A decoded set with what its images were; says if their sizes differ, or if they use few of the values."""
-    (least, most), side = (
-        (choose(sizes, key=lambda size: (math.prod(size), size)) for choose in (min, max)),
-        images.pixels.shape[1],
-    )
-    span = "{}×{}".format(*least)
-    if len(sizes) > 1:
-        span += " … {}×{}".format(*most)
-        say(f"note: {where}: the images' sizes differ, {span}; each is scaled and cropped to {side}×{side}")
-    used = int(images.pixels.max()) - int(images.pixels.min()) + 1
-    if used < FEW_VALUES:
-        what = "all pixels have one value" if used == 1 else f"all pixels lie within {used} of the 256 values"
-        say(f"note: {where}: {what}; scale images of another range to 0 … 255 first")
-    return replace(images, found=f"{'grey' if images.pixels.shape[3] == 1 else 'colour'} images of {span}")
-
-
-def ending(name: str | Path) -> str:
-    """A file's ending, as what is left out is counted by: ".heic"."""
-    return os.path.splitext(name)[1].lower() or "no ending"
-
-
-def counted(kinds: Counter[str]) -> str:
-    """What was left out, the most first: "20 × .heic, 1 × link to a folder"."""
-    return ", ".join(f"{count:,} × {printable(kind)}" for kind, count in kinds.most_common())
+def describe_images(channels: int, size: str) -> str:
+    """Images in words: "colour images of 32×32"."""
+    return f"{'grey' if channels == 1 else 'colour'} images of {size}"
 
 
 def printable(name: object) -> str:
@@ -1017,159 +1029,6 @@ def printable(name: object) -> str:
 def class_name(name: object) -> str:
     """A class's name as it is compared and shown: the same whether its letters were composed (Linux) or not (a Mac)."""
     return printable(unicodedata.normalize("NFC", str(name)))
-
-
-def checked_size(size: int) -> int:
-    """The size itself, or a UserError that names the nearest sizes that the networks can make."""
-    if size not in SIZES:
-        near = " and ".join(map(str, sorted(sorted(SIZES, key=lambda other: abs(other - size))[:2])))
-        raise UserError(f"must be 4, 5, 6 or 7 times 2, 4, 8, 16 …; {near} are near", f"--image-size {size}")
-    return size
-
-
-def find_images(path: Path, split: str) -> Source:
-    """Tell by its content which layout `path` has, and list the split's images and labels without decoding them.
-
-    Raises UserError, and OSError for a path that is not there or must not be read.
-    """
-    if not path.is_dir():
-        path.stat()  # raises if there is nothing
-        if source := extra("formats").find_arrays(path, split):
-            return source
-        raise UserError("neither a folder nor a file of images that is known here", path)
-    folders = subfolders(path)
-    if splits := split_folders(folders):
-        if "train" not in splits:
-            raise UserError("has no train/ beside its test/", path)
-        if split not in splits:
-            raise NoTestSplit("has no test/ beside its train/", path)
-        beside = Counter(ending(file) for file in image_files(path))
-        beside += Counter(f"folder {printable(folder.name)}/" for folder in folders if folder not in splits.values())
-        if beside:
-            say_once(f"note: {path}: left out {counted(beside)}")
-        return find_split(splits["train"], splits[split])
-    if divided := [folder for folder in folders if split_folders(subfolders(folder))]:
-        return only(divided if len(folders) == 1 else folders, path, split)
-
-    left_out: Counter[str] = Counter()
-    images = image_files(path, left_out)
-    members = {folder: image_files(folder, left_out, below=True) for folder in folders}
-    if not images and not any(members.values()):
-        formats = extra("formats", is_needed=False)
-        if source := formats and formats.find_arrays(path, split):
-            return source
-        if containers := [folder for folder in folders if formats and formats.array_files(folder)]:
-            return only(containers, path, split)
-        if left_out:
-            raise UserError(f"nothing in it is an image that is known here: {counted(left_out)}", path)
-        what = "there is no image in this folder" if os.listdir(path) else "this folder is empty"
-        raise UserError(f"{what}", path)
-    if split == "test":
-        raise NoTestSplit("is not divided into train/ and test/", path)
-    if not any(members.values()):
-        return Source(images, where=str(path), left_out=left_out)
-    if images:
-        raise UserError(f"images such as {images[0].name} lie beside its class folders", path)
-    if empty := [folder for folder, files in members.items() if not files]:
-        inside: Counter[str] = Counter()
-        image_files(empty[0], inside, below=True)
-        what = f"holds no image that is known here: {counted(inside)}" if inside else "has no image"
-        raise UserError(f"this class folder {what}", empty[0])
-    names = {folder: class_name(folder.name) for folder in members}
-    classes = sorted({*names.values()})
-    items = [file for files in members.values() for file in files]
-    labels = [classes.index(names[folder]) for folder, files in members.items() for _ in files]
-    return Source(items, labels, tuple(classes), str(path), left_out)
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder that are meant for people, in order. Raises OSError."""
-    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
-
-
-def split_folders(folders: Sequence[Path]) -> dict[str, Path]:
-    """{"train": folder, "test": folder} of a divided set, {} of any other: a class may be called "train", too."""
-    found = {split: next((f for f in folders if f.name.lower() in names), None) for split, names in SPLITS.items()}
-    splits = {split: folder for split, folder in found.items() if folder}
-    whole = len(splits) == 2 or all(folder.name.lower() in SPLITS["train"] | SPLITS["test"] for folder in folders)
-    return splits if whole else {}
-
-
-def only(folders: Sequence[Path], parent: Path, split: str) -> Source:
-    """The images of the only data set in a folder."""
-    if len(folders) > 1:
-        raise UserError(f"holds several data sets; name one of them, such as {folders[0]}", parent)
-    return find_images(folders[0], split)
-
-
-def find_split(train: Path, folder: Path) -> Source:
-    """The images of a split's own folder, their labels numbered as in the training folder."""
-    train, folder = within_split(train), within_split(folder)
-    source = find_images(folder, "train")
-    if folder == train or source.labels is None:
-        return source
-    known = tuple(map(class_name, find_images(train, "train").classes))
-    try:
-        return renumbered(source, known)
-    except KeyError as stray:
-        raise UserError(f"class {stray.args[0]} is not in {train}", folder) from None
-
-
-def within_split(folder: Path) -> Path:
-    """The folder itself, or the only one in it if that has a name of the same split: train/train, test/test."""
-    (words,) = (words for words in SPLITS.values() if folder.name.lower() in words)
-    inner = subfolders(folder)
-    is_same = len(inner) == 1 and inner[0].name.lower() in words and not image_files(folder)
-    return within_split(inner[0]) if is_same else folder
-
-
-def renumbered(source: Source, known: Sequence[str]) -> Source:
-    """A labelled set with the labels of its classes' names among the `known` ones. KeyError: the name that is not."""
-    number = {name: label for label, name in enumerate(known)}
-    of_label = [number[class_name(name)] for name in source.classes]
-    return replace(source, labels=[of_label[label] for label in source.labels], classes=tuple(known))
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a name is not meant for people: .git, .DS_Store, __MACOSX, Synology's @eaDir, $RECYCLE.BIN."""
-    own = name.lower() in SYSTEM_NAMES or re.fullmatch(r"found\.\d{3}", name.lower())
-    return name.startswith((".", "__")) or bool(own)
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file's name says that it is an image (.png, .JPG, …)."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
-
-
-def image_files(folder: Path, left_out: Counter[str] | None = None, below: bool = False) -> list[Path]:
-    """The image files of a folder, and of the folders `below` it, in a fixed order. Raises OSError.
-
-    Links to files are followed, one that leads nowhere is a damaged image; links to folders are not, for they may loop.
-    What is meant for people and not taken is counted in `left_out`, by its ending.
-    """
-    found, others = [], Counter() if left_out is None else left_out
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        is_link, is_folder = entry.is_symlink(), False
-        with suppress(OSError):  # a link that leads to itself, or where one may not look
-            is_folder = entry.is_dir()
-        if is_image_name(entry.name) and (entry.is_file() or is_link) and not is_folder:
-            found.append(Path(entry.path))
-        elif is_hidden(entry.name) or (is_folder and not below):
-            continue
-        elif not is_folder:
-            others[ending(entry.name)] += 1
-        elif is_link:
-            others[LINK] += 1
-        else:
-            found += image_files(Path(entry.path), others, below)
-    return found
-
-
-def open_image(item: Path | np.ndarray) -> Image.Image:
-    """An image file or a uint8 array H×W[×3] as Pillow's image, not decoded yet. Raises what Pillow raises."""
-    if isinstance(item, np.ndarray):
-        return Image.fromarray(item)
-    return Image.open(io.BytesIO(item.read_bytes()), formats=IMAGE_FORMATS)
 
 
 def complaint(error: Exception) -> str:
@@ -1183,108 +1042,12 @@ def complaint(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def own_sizes(source: Source) -> Counter[tuple[int, int]]:
-    """How often each size, width and height as stored, occurs among up to SIZES_LOOKED_AT images, evenly over the set.
-
-    Only headers are read. If none of them can be, decoding will say so.
-    """
-    if isinstance(source.items, np.ndarray):
-        return Counter({source.items.shape[2:0:-1]: len(source.items)})
-    sizes: Counter[tuple[int, int]] = Counter()
-    for i in np.unique(np.linspace(0, len(source.items) - 1, min(len(source.items), SIZES_LOOKED_AT)).astype(int)):
-        # A decoder may fail in any way on a damaged file; decoding will complain of it.
-        with suppress(Exception), Image.open(source.items[i], formats=IMAGE_FORMATS) as image:
-            sizes[image.size] += 1
-    return sizes or Counter({(SIZES[0], SIZES[0]): 1})
-
-
-def natural_size(sizes: Counter[tuple[int, int]]) -> int:
-    """The size to train at when none is asked for.
-
-    That is the size of more than half of the images, if there is one and the networks can make it (to 128); else the
-    next lower one, up to 64, than its shorter side or than the median of all shorter sides.
-    """
-    (width, height), count = sizes.most_common(1)[0]
-    if 2 * count > sizes.total():
-        if width == height <= 128 and width in SIZES:
-            return width
-        shorter = min(width, height)
-    else:
-        shorter = int(np.median([min(size) for size in sizes.elements()]))
-    return max((size for size in SIZES if size <= min(shorter, 64)), default=SIZES[0])
-
-
-def decode(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode everything to uint8 N×size×size×C, on all cores; also returns {index: what is wrong} of the unreadable.
-
-    A 32×32 PNG takes 0.08 ms, nearly all of it inside Python's lock: on two threads it takes 0.16. Forked workers have
-    locks of their own and start at once. Where fork is not safe (macOS, Windows) threads decode larger files.
-    """
-    if isinstance(items, np.ndarray) and items.shape[1:3] == (size, size):
-        return items if items.ndim == 4 else items[..., None], {}
-    try:
-        pixels = np.zeros((len(items), size, size, 3), np.uint8)
-    except MemoryError:
-        raise UserError(f"{len(items):,} images of {size}×{size} do not fit into memory") from None
-    unreadable = {}
-    step = max(1, min(DECODE_CHUNK, DECODE_CHUNK * 1024 // size**2))
-    chunks = [items[i : i + step] for i in range(0, len(items), step)]
-    workers = min(len(chunks), os.cpu_count() or 1)
-    if sys.platform == "linux":
-        # Ctrl-C reaches the whole process group; a worker that died of it could leave the pool waiting for ever.
-        ignore = (signal.SIGINT, signal.SIG_IGN)
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), signal.signal, ignore)
-    else:
-        large = isinstance(items[0], np.ndarray) or (os.path.exists(items[0]) and os.path.getsize(items[0]) > 1 << 14)
-        pool = ThreadPoolExecutor(workers if large else 1)
-    with pool, progress_bar(total=len(items), desc="decoding", unit="img", leave=False) as bar:
-        for chunk, (decoded, failed) in enumerate(pool.map(partial(decode_chunk, size=size), chunks)):
-            start = chunk * step
-            pixels[start : start + len(decoded)] = decoded
-            unreadable |= {start + i: message for i, message in failed.items()}
-            bar.update(len(decoded))
-    return pixels, unreadable
-
-
-def decode_chunk(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode some images: uint8 n×size×size×3, and {position: what is wrong} of those that cannot be read."""
-    pixels, failed = np.zeros((len(items), size, size, 3), np.uint8), {}
-    for i, item in enumerate(items):
-        try:
-            pixels[i] = to_rgb(open_image(item), size)
-        except Exception as error:  # a decoder may fail in any way on a damaged file; the caller names them all
-            failed[i] = complaint(error)
-    return pixels, failed
-
-
-def to_rgb(image: Image.Image, size: int) -> Image.Image:
-    """An image of any mode as 8-bit RGB, size×size, antialiased, centre-cropped."""
-    image = as_rgb(image)
-    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB: upright, transparency on white. Raises what Pillow raises."""
-    # Of whole numbers only those of 16 bits have a range: "I" may hold 32, unless the format knows no more than 16.
-    of_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    stored = str(image.tile[0][3]) if image.format == "PNG" and getattr(image, "tile", None) else ""
-    image = ImageOps.exif_transpose(image)
-    if (clear := image.info.get("transparency")) is not None:  # Pillow scales the pixels to 8 bits, and not this
-        if stored in ("L;2", "L;4"):
-            image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[stored]
-        elif stored == "RGB;16B":
-            image.info["transparency"] = tuple(value >> 8 for value in clear)
-    if image.mode == "F" or (image.mode.startswith("I") and not of_16_bits):
-        kind = "floating-point" if image.mode == "F" else "whole"
-        raise ValueError(f"its pixels are {kind} numbers of no known range")
-    if of_16_bits:  # Pillow's own conversion clips at 255 instead of scaling
-        values, clear = np.asarray(image, np.int64), image.info.get("transparency")
-        grey = np.round(np.clip(values, 0, 65535) / 257).astype(np.uint8)
-        image = Image.fromarray(np.where(values == clear, np.uint8(255), grey))  # the transparent grey is white
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+def checked_size(size: int) -> int:
+    """The size itself, or a UserError that names the nearest sizes that the networks can make."""
+    if size not in SIZES:
+        near = " and ".join(map(str, sorted(sorted(SIZES, key=lambda other: abs(other - size))[:2])))
+        raise UserError(f"must be 4, 5, 6 or 7 times 2, 4, 8, 16 …; {near} are near", f"--image-size {size}")
+    return size
 
 
 # Each shape is the set where f(x, y) < 0, in units of its radius; f is near enough to a distance to antialias with.
@@ -1318,8 +1081,7 @@ def draw_shapes(count: int, size: int, seed: int) -> Images:
         # Light on dark: on grounds of both kinds G stayed grey for 1,560 steps (seed 1).
         ink, paper = rng.uniform(100, 255, (len(mine), 1, 1, 3)), rng.uniform(0, 40, (len(mine), 1, 1, 3))
         pixels[mine] = np.round(cover * ink + (1 - cover) * paper)
-    found = f"colour images of {size}×{size}"
-    return Images(torch.from_numpy(pixels), torch.from_numpy(labels), tuple(SHAPES), found=found)
+    return as_images(pixels, labels, tuple(SHAPES))
 
 
 def fingerprint(images: Images) -> str:
@@ -1346,10 +1108,16 @@ def merge(train: Images, test: Images) -> Images:
     channels = max(train.pixels.shape[3], test.pixels.shape[3])
     pixels = torch.cat([with_channels(images, channels).pixels for images in (train, test)])
     if train.labels is None or test.labels is None:
-        return Images(pixels, None, (), found=train.found)
+        return Images(pixels, None, (), train.found)
     classes = tuple(dict.fromkeys((*train.classes, *test.classes)))
-    labels = torch.tensor([classes.index(name) for name in test.classes])[test.labels]
-    return Images(pixels, torch.cat([train.labels, labels]), classes, found=train.found)
+    return Images(pixels, torch.cat([train.labels, renumbered(test, classes).labels]), classes, train.found)
+
+
+def renumbered(images: Images, classes: Sequence[str]) -> Images:
+    """A labelled set with the labels of its classes' names among others. KeyError: the name that is not among them."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = torch.tensor([numbers[name] for name in images.classes])[images.labels]
+    return replace(images, labels=labels, classes=tuple(classes))
 
 
 def hold_out(images: Images, share: float) -> tuple[Images, Images]:
@@ -1362,8 +1130,7 @@ def hold_out(images: Images, share: float) -> tuple[Images, Images]:
     order = order[np.argsort(images.labels.numpy()[order], kind="stable")]  # shuffled, class after class
     taken = np.floor(np.arange(1, count + 1) * share) > np.floor(np.arange(count) * share)  # evenly spread
     starts = np.flatnonzero(np.diff(images.labels.numpy()[order], prepend=-1))
-    whole = np.minimum.reduceat(taken, starts)
-    taken[starts[whole]] = False  # one image of each class stays: what is never trained on cannot be told
+    taken[starts[np.minimum.reduceat(taken, starts)]] = False  # an image of each class stays, or it could not be learnt
     parts = (np.sort(order[~taken]), np.sort(order[taken]))
     kept, held = (replace(images, pixels=images.pixels[part], labels=images.labels[part]) for part in parts)
     return kept, held
@@ -1378,7 +1145,7 @@ def load_data(config: Config, split: str = "train") -> tuple[Config, Images, Ima
         check_classes(images, "--multitask")
         config, images, validation = load_validation(config, images)
     if config.evaluate_every:
-        check_enough(images, f"--evaluate-every {config.evaluate_every}")
+        extra("evaluate").check_enough(images, f"--evaluate-every {config.evaluate_every}")
     if not data_spread(images):
         say(f"note: --data {config.data}: the images are all alike; the diversity of samples cannot be told")
     return config, images, validation
@@ -1390,13 +1157,6 @@ def check_classes(images: Images, about: str) -> None:
     if not 2 <= count <= MOST_CLASSES:
         found = f"{count:,} classes" if count > 1 else "one class only" if count else "no labels"
         raise UserError(f"the data has {found}; it takes 2 to {MOST_CLASSES:,} classes, a folder each", about)
-
-
-def check_enough(images: Images, flag: str) -> None:
-    """Raise UserError if there are too few real images for an FID that says anything."""
-    if len(images.pixels) < MIN_IMAGES:
-        what = f"the data has {len(images.pixels)} images; FID needs {MIN_IMAGES}, and says little of few"
-        raise UserError(what, flag)
 
 
 def load_validation(config: Config, images: Images) -> tuple[Config, Images, Images]:
@@ -1413,16 +1173,15 @@ def load_validation(config: Config, images: Images) -> tuple[Config, Images, Ima
                 raise UserError("its test images have no labels; give --validation-split 0.1", config.data)
             if stray := set(test.classes) - set(images.classes):
                 raise UserError(f"class {min(stray)} of its test images has no training image", config.data)
-            to_training = torch.tensor([images.classes.index(name) for name in test.classes])
-            held = replace(with_channels(test, images.pixels.shape[3]), labels=to_training[test.labels])
+            held = renumbered(with_channels(test, images.pixels.shape[3]), images.classes)
     if held is None:
         config = replace(config, validation_split=config.validation_split or 0.1)
         share, count = config.validation_split, len(images.labels)
         images, held = hold_out(images, share)
         if not len(held.labels):
             raise UserError(f"leaves none of the {count} images for validation", f"--validation-split {share}")
-    counts = torch.bincount(held.labels, minlength=len(images.classes))
-    if missing := [name for name, count in zip(images.classes, counts.tolist(), strict=True) if not count]:
+    counts = torch.bincount(held.labels, minlength=len(images.classes)).tolist()
+    if missing := [name for name, count in zip(images.classes, counts, strict=True) if not count]:
         say(f"note: without an image for validation: {listed(missing)}")
     return config, images, held
 
@@ -1433,12 +1192,8 @@ def listed(names: Sequence[str], most: int = 6) -> str:
 
 
 def on_device(images: Images, device: torch.device) -> Images:
-    """A set on the training device; one of over half a GPU's free memory stays on the host."""
+    """A set on the training device, whole."""
     tensors = {part.name: value for part in fields(images) if isinstance(value := getattr(images, part.name), Tensor)}
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2:
-        say(f"the data set ({size / 2**30:.1f} GiB) stays in host memory; batches are copied to the GPU")
-        return images
     return replace(images, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
@@ -1454,10 +1209,7 @@ def to_range(pixels: Tensor) -> Tensor:
 
 def real_batch(pixels: Tensor, index: Tensor, flip: bool, rng: torch.Generator) -> Tensor:
     """Gather uint8 N×H×W×C as float32 B×C×H×W in (-1, 1) on rng's device; each is mirrored with chance ½ if `flip`."""
-    batch = pixels[index]
-    if batch.device.type != rng.device.type:  # not the devices themselves: a generator's "cuda" is a tensor's "cuda:0"
-        batch = batch.pin_memory().to(rng.device, non_blocking=True)  # only pinned memory is copied in the background
-    batch = to_range(batch)
+    batch = to_range(pixels[index])
     if rng.device.type == "mps":
         batch = batch.contiguous()  # see `memory_format`
     if flip:
@@ -1474,42 +1226,37 @@ CLASSIFY_PIXELS = 2**19  # at a time: 512 images of 32×32
 SHEET = 64  # samples drawn from the fixed noise each interval, 8×8
 GENERATE_BATCH = 128  # always this many at a time, so that an image does not depend on how many are asked for
 UNDRAWN = ".undrawn"  # a file that a run's folder has while pictures of its last checkpoint are to be drawn
-LASTING, COLLAPSED = 1000, 0.25  # steps for which a trouble has lasted; share of the data's spread
 LEAST_SPREAD = 0.01  # of pixel values from 0 to 255, over the images of a set: less is none
 SHOWN = ("d_loss", "g_loss", "accuracy", "val_accuracy", "fid")  # while a run goes on
 BLUE, ORANGE = "#2f6fb0", "#c8641b"
 
 
-def generate_images(
-    generator: BaseGenerator, n: int, label: int | str | None = None, seed: int = 0, truncation: float | None = None
-) -> np.ndarray:
-    """See `BaseGenerator.generate`."""
-    images = None
-    for k, piece in enumerate(stream(generator, n, label, seed, truncation)):
-        if images is None:
-            images = np.empty((n, *piece.shape[1:]), np.uint8)
-        images[k * GENERATE_BATCH :][: len(piece)] = piece
-    return images
-
-
 def stream(
     generator: BaseGenerator, n: int, label: int | str | None = None, seed: int = 0, truncation: float | None = None
 ) -> Iterator[np.ndarray]:
-    """`generate_images` in pieces of up to GENERATE_BATCH images, for more than fit into memory."""
+    """`generate` in pieces of up to GENERATE_BATCH images, for more than fit into memory."""
     for start in range(0, n, GENERATE_BATCH):
         yield draw_images(generator, *generator.inputs(seed, start, GENERATE_BATCH, label, truncation))[: n - start]
 
 
 @torch.no_grad()
 def draw_images(generator: BaseGenerator, *inputs: Tensor) -> np.ndarray:
-    """The images of noise z (and classes y) as uint8 n×H×W or n×H×W×3, in eval mode."""
-    training, device = generator.training, next(generator.parameters()).device
-    generator.eval()  # batch norm must use its running averages: an image must not depend on its neighbours
-    try:
+    """The images of noise z (and classes y) as uint8 n×H×W or n×H×W×3."""
+    device = next(generator.parameters()).device
+    with in_eval_mode(generator):
         images = to_uint8(generator(*(part.to(device) for part in inputs)))
-    finally:
-        generator.train(training)
     return (images[:, 0] if images.shape[1] == 1 else images.permute(0, 2, 3, 1)).cpu().numpy()
+
+
+@contextmanager
+def in_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Batch norm by its running averages, so that no image depends on its neighbours, and no dropout."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
 
 
 def latents(
@@ -1521,15 +1268,15 @@ def latents(
     Raises UserError for noise that cannot be truncated.
     """
     streams = (np.random.default_rng((seed, i)) for i in range(start, start + count))
-    if latent == "uniform":
-        if truncation is not None:
+    if truncation is not None:
+        if latent != "normal":
             raise UserError(f"the generator's noise is {latent}, not normal", f"--truncation {truncation}")
+        shares = torch.from_numpy(np.stack([stream.random(dim) for stream in streams]))
+        below = torch.special.ndtr(torch.tensor(-truncation, dtype=torch.float64))  # the normal distribution's share
+        return torch.special.ndtri(below + shares * (1 - 2 * below)).clamp(-truncation, truncation).float()
+    if latent == "uniform":
         return torch.from_numpy(np.stack([stream.uniform(-1, 1, dim).astype(np.float32) for stream in streams]))
-    if truncation is None:
-        return torch.from_numpy(np.stack([stream.standard_normal(dim, np.float32) for stream in streams]))
-    shares = torch.from_numpy(np.stack([stream.random(dim) for stream in streams]))
-    below = torch.special.ndtr(torch.tensor(-truncation, dtype=torch.float64))  # the normal distribution's share
-    return torch.special.ndtri(below + shares * (1 - 2 * below)).clamp(-truncation, truncation).float()
+    return torch.from_numpy(np.stack([stream.standard_normal(dim, np.float32) for stream in streams]))
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -1539,17 +1286,14 @@ def to_uint8(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def class_logits(discriminator: Discriminator, pixels: Tensor) -> Tensor:
-    """The head's logits, float32 N×classes, for uint8 images N×H×W×C, in eval mode and on the network's device."""
-    training, device = discriminator.training, next(discriminator.parameters()).device
-    discriminator.eval()  # batch norm by its running averages, which are those of real images; no dropout
-    try:
-        pieces = pixels.split(max(1, CLASSIFY_PIXELS // discriminator.architecture["image_size"] ** 2))
-        logits = torch.empty(len(pixels), len(discriminator.architecture["classes"]), device=device)
+    """The head's logits, float32 N×classes, for uint8 images N×H×W×C, on the network's device."""
+    device = next(discriminator.parameters()).device
+    pieces = pixels.split(max(1, CLASSIFY_PIXELS // discriminator.architecture["image_size"] ** 2))
+    logits = torch.empty(len(pixels), len(discriminator.architecture["classes"]), device=device)
+    with in_eval_mode(discriminator):
         for piece, rows in zip(pieces, logits.split(len(pieces[0])), strict=True):
             rows.copy_(discriminator.scores_and_logits(to_range(piece.to(device)))[1])
-        return logits
-    finally:
-        discriminator.train(training)
+    return logits
 
 
 def validate(discriminator: Discriminator, validation: Images) -> tuple[float, float, np.ndarray]:
@@ -1570,30 +1314,20 @@ class Snapshot:
     confusion: np.ndarray | None = None
 
 
-def take_snapshot(run: Run) -> Snapshot:
-    """How the run does now, with the FID where it is due."""
-    snapshot = run.gan.look(run.images, run.validation)
-    if run.fid and (run.step == run.total or run.number % run.gan.config.evaluate_every == 0):
-        snapshot.metrics["fid"] = run.fid(run.gan.averages["generator"])
-    return snapshot
-
-
-def pixel_spread(pixels: np.ndarray | Tensor) -> float:
-    """How much uint8 images N×H×W[×C] differ: each pixel's standard deviation over the images, averaged over pixels."""
-    return float(np.asarray(pixels, dtype=np.float32).std(0).mean())
-
-
 def data_spread(images: Images) -> float:
-    """`pixel_spread` of a set, of up to 2,000 of its images; 0 where these are as good as alike."""
+    """Each pixel's standard deviation over up to 2,000 images, averaged over pixels; 0 where they are as good as alike.
+
+    In units of a pixel's 0 … 255.
+    """
     some = epoch_order(len(images.pixels), 0, 0)[:2000].to(images.pixels.device)
-    spread = pixel_spread(images.pixels[some].cpu())
+    spread = float(images.pixels[some].cpu().numpy().astype(np.float32).std(0).mean())
     return spread if spread >= LEAST_SPREAD else 0.0
 
 
 def diversity(samples: np.ndarray, images: Images) -> float | str:
-    """The spread of samples over that of the data; "" where the data has none."""
+    """The spread of samples uint8 n×H×W[×C] over that of the data; "" where the data has none."""
     of_data = data_spread(images)
-    return pixel_spread(samples) / of_data if of_data else ""
+    return float(samples.astype(np.float32).std(0).mean()) / of_data if of_data else ""
 
 
 class RunLog:
@@ -1615,31 +1349,26 @@ class RunLog:
         records = extra("records", is_needed=False)
         self.board = records.Board(run) if records else None
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Log the means of up to LOG_EVERY steps."""
-        self._write(0, self.run.log, row)
-
-    def add_interval(self, row: dict[str, Any]) -> bool:
-        """Log an interval, with a warning if one is due; returns whether its FID is the best so far."""
-        self._write(1, self.run.epochs, row)
-        if row["warning"]:
-            say(f"warning: {progress(self.run)}: {row['warning']}")
-        fids = [row["fid"] for row in self.run.epochs if row.get("fid", "") != ""]
-        return row.get("fid", "") != "" and row["fid"] == min(fids)
-
-    def _write(self, which: int, rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
-        rows.append(row)
+    def add(self, row: dict[str, Any], which: int = 0) -> None:
+        """Log the means of up to LOG_EVERY steps, or with `which` = 1 those of an interval."""
+        (self.run.log, self.run.epochs)[which].append(row)
         self.tables[which].writerow(row)
         self.files[which].flush()
         if self.board:
             self.board.add_numbers(("train", "validation")[which], row)
 
+    def add_interval(self, row: dict[str, Any]) -> bool:
+        """Log an interval, with a warning if one is due; returns whether its FID is the best so far."""
+        self.add(row, 1)
+        if row["warning"]:
+            say(f"warning: {progress(self.run)}: {row['warning']}")
+        fids = [row["fid"] for row in self.run.epochs if row.get("fid", "") != ""]
+        return row.get("fid", "") != "" and row["fid"] == min(fids)
+
     def close(self) -> None:
         """Close the files; what was logged is already in them."""
-        for file in self.files:
+        for file in (*self.files, *([self.board] if self.board else [])):
             file.close()
-        if self.board:
-            self.board.close()
 
 
 def epoch_row(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -1649,37 +1378,10 @@ def epoch_row(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
     steps = np.diff([before, *(row["step"] for row in rows)])  # that each row is the mean of
     columns = run.gan.columns(run.gan.config)
     means = {name: float(np.average([row[name] for row in rows], weights=steps)) for name in columns}
-    row = {"epoch": run.epoch + (run.seen > 0), "step": run.step, **means, **metrics}
+    row = {"epoch": run.begun, "step": run.step, **means, **metrics}
     row |= {"images_per_s": (run.step - before) * run.of_step / run.seconds, "seconds": run.seconds}
     known = run.gan.warnings(run.epochs)
     return row | {"warning": "; ".join(w for w in run.gan.warnings([*run.epochs, row]) if w not in known)}
-
-
-def lasting(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """The rows of the last LASTING steps, three at least; none while the run has not been that long."""
-    recent = [row for row in rows if row["step"] > rows[-1]["step"] - LASTING]
-    recent = rows[-max(3, len(recent)) :]
-    return recent if len(recent) >= 3 and recent[0]["step"] >= LASTING else []
-
-
-def d_has_won(
-    rows: Sequence[dict[str, Any]], loss: Loss, *, advice: str = "--translation", least: float = 0.0
-) -> list[str]:
-    """A warning if D has won: J(D) has long been under a tenth of what undecided scores give, and J(G) over twice.
-
-    `advice` is what else may help; `least` is the least that J(D) can be.
-    """
-    scores, recent = torch.full((1,), loss.undecided), lasting(rows)
-    d_undecided, g_undecided = loss.of_d(scores, scores), loss.of_g(scores)
-    won = recent and all(r["d_loss"] - least < d_undecided / 10 and r["g_loss"] > 2 * g_undecided for r in recent)
-    return [f"D has won and teaches G little: try {advice}, a lower --lr-d or a higher --lr-g"] if won else []
-
-
-def g_has_collapsed(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A warning if the spread of the samples has long been under COLLAPSED of the data's."""
-    recent = lasting(rows)
-    alike = recent and all(row["diversity"] != "" and row["diversity"] < COLLAPSED for row in recent)
-    return ["the samples hardly differ, G has collapsed: try a lower --lr-g or a higher --lr-d"] if alike else []
 
 
 def grid(images: np.ndarray, columns: int, gap: int, fill: float) -> np.ndarray:
@@ -1711,6 +1413,11 @@ def sheet_count(generator: BaseGenerator) -> int:
     return 8 * classes if 0 < classes * size <= 6400 else SHEET if size <= 256 else 16
 
 
+def milestone(config: Config, number: int) -> str:
+    """The name of what is written at an epoch or a step: epoch_0010, iteration_000200."""
+    return f"{config.unit}_{number:0{6 if config.iterations else 4}d}"
+
+
 def numbered_files(folder: Path, unit: str, suffix: str, last: int) -> list[Path]:
     """The files <unit>_N.suffix, N ≤ last, in the order of N, which may have grown out of its digits.
 
@@ -1721,59 +1428,18 @@ def numbered_files(folder: Path, unit: str, suffix: str, last: int) -> list[Path
     return sorted(found, key=found.__getitem__)
 
 
-def milestone(config: Config, number: int) -> str:
-    """The name of what is written at an epoch or a step: epoch_0010, iteration_000200."""
-    return f"{config.unit}_{number:0{6 if config.iterations else 4}d}"
+def begin_or_redraw(run: Run, log: RunLog | None) -> None:
+    """Save a new run, so that there is something to resume from; draw of another what is undrawn."""
+    if log:
+        write_whole(run.out / "options.json", json.dumps(run.facts, indent=2).encode())
+    if broadcast(not holds_checkpoint(run.out)):  # a new run or a branch
+        save_run(run)
+    if log and run.epochs and run.step == run.epochs[-1]["step"] and (run.out / UNDRAWN).exists():
+        draw_all(run, run.gan.look(run.images, run.validation), log)
+    elif log:
+        draw_start(run)
 
 
-@contextmanager
-def own_style() -> Iterator[None]:
-    """Draw with matplotlib as it comes, without the user's settings: backend, style, resolution, fonts, TeX."""
-    # A notebook's backend may not be installed where the script runs.
-    backend = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
-    try:
-        import matplotlib
-    except Exception as error:  # it is missing, or broken, or its settings cannot be read
-        raise UserError(f"pictures need matplotlib (pip install matplotlib): {complaint(error)}"[:300]) from None
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
-    if backend is not None:
-        with suppress(ValueError):  # a notebook that imports this file keeps its backend
-            matplotlib.rcParams["backend"] = backend
-    with matplotlib.rc_context():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of settings that matplotlib is about to give up
-            # A figure that is saved uses no backend, the one setting that the context would not put back.
-            matplotlib.rcParams.update({k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"})
-        yield
-
-
-@cache
-def say_once(line: str) -> None:
-    """`say`, the first time in this process."""
-    say(line)
-
-
-lost_pictures: list[str] = []  # the names of functions that have failed to draw, since the last `draw_all` began
-
-
-def costs_no_training(draw_picture: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: say what a function that draws raises, instead of raising it, for no picture may end a run."""
-
-    @wraps(draw_picture)
-    def draw_or_say(*arguments: Any, **settings: Any) -> Any:
-        try:
-            return draw_picture(*arguments, **settings)
-        except Exception as error:  # whatever a library, a font, a disk may do; the run has been saved before
-            name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            say_once(f"note: a picture could not be drawn: {name}{complaint(error)}"[:300])
-            lost_pictures.append(draw_picture.__name__)
-
-    return draw_or_say
-
-
-@costs_no_training
 def draw_all(run: Run, snapshot: Snapshot, log: RunLog) -> None:
     """Curves, sheets and a new run's weights; sheets every `sample_every`, weights at 1, 2, 5, 10, 20 … and at the end.
 
@@ -1781,38 +1447,63 @@ def draw_all(run: Run, snapshot: Snapshot, log: RunLog) -> None:
     --resume draw again.
     """
     gan, out, number, is_last = run.gan, run.out, run.number, run.step == run.total
-    lost_pictures.clear()
-    draw_start(run)
-    for file, (column, title, formula) in gan.curves().items():
-        plot_curve(run, out / "plots" / f"{file}.png", column, title, formula)
-    if "val_accuracy" in snapshot.metrics:
-        plot_classifier(run)
-    if snapshot.confusion is not None and is_last:
-        save_confusion(snapshot.confusion, gan.classes, out)
-    if is_last or f"{number}".rstrip("0") in ("1", "2", "5"):
-        plot_weights(gan, number, run.step, out)
+    due: list[Callable[[], Any]] = []
     if is_last or number % gan.config.intervals[0] == 0:
         for i, (name, picture) in enumerate(snapshot.sheets.items()):
             folder = out / "samples" / name if i else out / "samples"
-            save_sheet(picture, folder / f"{milestone(gan.config, number)}.png")
+            due.append(partial(save_sheet, picture, folder / f"{milestone(gan.config, number)}.png"))
+    for file, (column, title, formula) in gan.curves().items():
+        due.append(partial(plot_curve, run, out / "plots" / f"{file}.png", column, title, formula))
+    if "val_accuracy" in snapshot.metrics:
+        due.append(partial(plot_classifier, run))
+    if snapshot.confusion is not None and is_last:
+        due.append(partial(save_confusion, snapshot.confusion, gan.classes, out))
+    if is_last or f"{number}".rstrip("0") in ("1", "2", "5"):
+        due.append(partial(plot_weights, gan, number, run.step, out))
     if records := extra("records", is_needed=False):
-        records.draw(run, snapshot, log.board)
-    if not lost_pictures:
+        due += records.pictures(run, snapshot, log.board)
+    if [draw_start(run), *map(is_drawn, due)].count(False) == 0:
         (out / UNDRAWN).unlink(missing_ok=True)
 
 
-def draw_start(run: Run) -> None:
-    """The untrained weights, which the seed tells, unless they have been drawn."""
+def draw_start(run: Run) -> bool:
+    """The untrained weights, which the seed tells, unless they have been drawn; returns whether they could be."""
     gan, name = run.gan, milestone(run.gan.config, 0)
-    if run.is_whole and not all((run.out / "weights" / f"{network}_{name}.png").exists() for network in gan.networks):
-        get_state, set_state = default_rng(gan.rng.device)
-        states = torch.get_rng_state(), get_state()  # making networks seeds the random numbers of all devices
-        plot_weights(type(gan)(gan.config, gan.channels, gan.classes), 0, 0, run.out)
-        torch.set_rng_state(states[0])
-        set_state(states[1])
+    if not run.is_whole or all((run.out / "weights" / f"{network}_{name}.png").exists() for network in gan.networks):
+        return True
+    get_state, set_state = default_rng(gan.rng.device)
+    states = torch.get_rng_state(), get_state()  # making networks seeds the random numbers of all devices
+    untrained = type(gan)(gan.config, gan.channels, gan.classes)
+    torch.set_rng_state(states[0])
+    set_state(states[1])
+    return is_drawn(partial(plot_weights, untrained, 0, 0, run.out))
 
 
-@costs_no_training
+def is_drawn(picture: Callable[[], Any]) -> bool:
+    """Draw a picture; False, and a note, if it cannot be drawn, for no picture may end a run."""
+    try:
+        picture()
+        return True
+    except Exception as error:  # whatever a library, a font, a disk may do; the run has been saved before
+        name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        say_once(f"note: a picture could not be drawn: {name}{complaint(error)}"[:300])
+        return False
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Draw with matplotlib as it comes, without the user's settings: style, resolution, fonts, TeX."""
+    try:
+        import matplotlib
+    except Exception as error:  # it is missing, or broken, or its settings cannot be read
+        raise UserError(f"pictures need matplotlib (pip install matplotlib): {complaint(error)}"[:300]) from None
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of settings that matplotlib is about to give up, of letters a font lacks
+        # A figure that is saved uses no backend, the one setting that the context would not put back.
+        matplotlib.rcParams.update({k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"})
+        yield
+
+
 def save_sheet(picture: Image.Image, path: Path) -> None:
     """Write a sheet of samples."""
     path.parent.mkdir(exist_ok=True)
@@ -1822,37 +1513,33 @@ def save_sheet(picture: Image.Image, path: Path) -> None:
 @contextmanager
 def plot(path: Path, **labels: str) -> Iterator[Any]:
     """Axes to draw curves on; they get a legend and the labels and are saved when the block ends."""
-    from matplotlib.figure import Figure  # the object interface draws without a display
+    with own_style():
+        from matplotlib.figure import Figure  # the object interface draws without a display
 
-    figure = Figure(figsize=(8, 4.5), dpi=120)
-    axes = figure.subplots(gridspec_kw=dict(left=0.09, right=0.98, bottom=0.12, top=0.92))
-    yield axes
-    axes.legend(frameon=False)
-    axes.set(**labels)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+        figure = Figure(figsize=(8, 4.5), dpi=120)
+        axes = figure.subplots(gridspec_kw=dict(left=0.09, right=0.98, bottom=0.12, top=0.92))
+        yield axes
+        axes.legend(frameon=False)
+        axes.set(**labels)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path)
 
 
-@costs_no_training
-@own_style()
 def plot_curve(run: Run, path: Path, column: str, title: str, formula: str) -> None:
     """A measure of the steps over iterations, as logged and smoothed."""
     steps, values = (np.array([row[name] for row in run.log]) for name in ("step", column))
     window = max(1, len(steps) // 40)
     ones = np.ones(window)
     smooth = np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
+    few = window == 1
     with plot(path, title=title, xlabel="iteration", ylabel=formula) as axes:
-        label = "mean of each logging interval"
-        if window == 1:
-            axes.plot(steps, values, color=BLUE, linewidth=1.2, marker=".", label=label)
-        else:
-            axes.plot(steps, values, color=BLUE, alpha=0.35, linewidth=0.8, label=label)
+        faint = dict(linewidth=1.2, marker=".") if few else dict(linewidth=0.8, alpha=0.35)
+        axes.plot(steps, values, color=BLUE, label="mean of each logging interval", **faint)
+        if not few:
             axes.plot(steps, smooth, color=BLUE, linewidth=1.8, label=f"smoothed over {window} intervals")
 
 
-@costs_no_training
-@own_style()
 def plot_classifier(run: Run) -> None:
     """`plots/classifier_loss.png` and `classifier_accuracy.png`: the head on training and validation images."""
     unit = "step" if run.gan.config.iterations else "epoch"
@@ -1873,22 +1560,6 @@ def save_confusion(confusion: np.ndarray, classes: Sequence[str], out: Path) -> 
         table.writerows([name, *row] for name, row in zip(classes, confusion.tolist(), strict=True))
 
 
-def draw_layer(axes: Any, weight: Tensor, at_pixels: bool) -> str:
-    """Draw a weight, filters × channels × h × w `at_pixels`, else outputs × inputs × h × w; returns what is shown."""
-    outputs, inputs, height, width = weight.shape
-    limit = float(weight.abs().max()) or 1.0
-    if at_pixels:
-        filters = weight[:96].permute(0, 2, 3, 1) / (2 * limit) + 0.5
-        axes.imshow(grid(filters.squeeze(-1).numpy(), columns=16, gap=1, fill=1.0), cmap="gray", vmin=0, vmax=1)
-        return f"{outputs} filters {inputs}×{height}×{width} as images (grey 0, black −{limit:.2g}, white +{limit:.2g})"
-    shown = (weight[:8, :48] if outputs > 1 else weight[:, :192]).flatten(0, 1)
-    columns = min(inputs, 48 if outputs > 1 else 24)
-    axes.imshow(grid(shown.numpy(), columns, gap=1, fill=math.nan), cmap="RdBu_r", vmin=-limit, vmax=limit)
-    kind = f"{inputs} → {outputs}, {height}×{width}: {len(shown):,} of {outputs * inputs:,} kernels"
-    return kind + ", a row per output" * (outputs > 1) + f" (blue −{limit:.2g}, red +{limit:.2g})"
-
-
-@costs_no_training
 @own_style()
 def plot_weights(gan: GAN, number: int, step: int, out: Path) -> None:
     """`weights/<network>_<milestone>.png`: the layer at the pixels as filters, others as kernels, and histograms."""
@@ -1930,6 +1601,21 @@ def plot_weights(gan: GAN, number: int, step: int, out: Path) -> None:
         figure.savefig(out / "weights" / f"{title}_{milestone(gan.config, number)}.png")
 
 
+def draw_layer(axes: Any, weight: Tensor, at_pixels: bool) -> str:
+    """Draw a weight, filters × channels × h × w `at_pixels`, else outputs × inputs × h × w; returns what is shown."""
+    outputs, inputs, height, width = weight.shape
+    limit = float(weight.abs().max()) or 1.0
+    if at_pixels:
+        filters = weight[:96].permute(0, 2, 3, 1) / (2 * limit) + 0.5
+        axes.imshow(grid(filters.squeeze(-1).numpy(), columns=16, gap=1, fill=1.0), cmap="gray", vmin=0, vmax=1)
+        return f"{outputs} filters {inputs}×{height}×{width} as images (grey 0, black −{limit:.2g}, white +{limit:.2g})"
+    shown = (weight[:8, :48] if outputs > 1 else weight[:, :192]).flatten(0, 1)
+    columns = min(inputs, 48 if outputs > 1 else 24)
+    axes.imshow(grid(shown.numpy(), columns, gap=1, fill=math.nan), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    kind = f"{inputs} → {outputs}, {height}×{width}: {len(shown):,} of {outputs * inputs:,} kernels"
+    return kind + ", a row per output" * (outputs > 1) + f" (blue −{limit:.2g}, red +{limit:.2g})"
+
+
 ########################################################################################################################
 #                                             Checkpoints and saved models                                             #
 ########################################################################################################################
@@ -1940,11 +1626,6 @@ KEPT = 5  # numbered checkpoints that stay
 KINDS = {  # of models and runs, by the file that has them, and the class there; a saved file says which it is of
     "rollnumber_04": "GAN", "labs.mnist": "MnistGAN", "labs.fashion": "FashionGAN", "labs.blocks": "BlocksGAN",
     "labs.conv": "ConvGAN", "labs.emoji": "EmojiGAN", "labs.cyclegan": "CycleGAN", "labs.biggan": "BigGAN",
-}  # fmt: skip
-UNSAID = {  # what models from before the labs had files of their own say of the assignment's networks
-    "arch": ["dcgan"], "upsample": ["deconv"], "kernel": [4], "norm": ["batch"], "negative_slope": [0.0, 0.2],
-    "latent": ["normal"], "init": ["normal"], "dropout": [0.0], "classes": [[]],
-    "bias": [False], "conditional": [False], "spectral_norm": [False],
 }  # fmt: skip
 
 
@@ -1977,12 +1658,10 @@ def write_whole(path: Path, data: bytes, suffix: str = ".tmp") -> None:
 def replace_file(new: Path, old: Path) -> None:
     """os.replace, but on Windows tried again for a second: a virus scanner may have either file open."""
     for wait in (0.05, 0.1, 0.2, 0.4) if os.name == "nt" else ():
-        try:
-            os.replace(new, old)
-            return
-        except PermissionError:
-            time.sleep(wait)
-    os.replace(new, old)
+        with suppress(PermissionError):
+            return os.replace(new, old)
+        time.sleep(wait)
+    return os.replace(new, old)
 
 
 def save_output(flag: str, path: Path, data: bytes) -> None:
@@ -1994,18 +1673,12 @@ def save_output(flag: str, path: Path, data: bytes) -> None:
         raise UserError(error.strerror or str(error), f"{flag} {path}") from None
 
 
-def refuse_folder(out: Path | None, data: Sequence[Path | None]) -> None:
-    """Raise UserError if `out` cannot be a new run's folder: not empty, not a folder, not writable, among the data.
-
-    None stands for a folder in runs/ whose name is found when the run begins.
-    """
-    if out is None:
-        out = Path("runs")
-    elif os.path.isdir(out) and os.listdir(out):
-        begun = os.path.isfile(out / ".lock") and not holds_checkpoint(out)  # by a run that was killed before it saved
-        if not begun:
-            what = "already holds a run or other files; name a new folder, or --resume to go on"
-            raise UserError(what, f"--out {out}")
+def refuse_folder(out: Path, data: Sequence[Path | None]) -> None:
+    """Raise UserError if `out` cannot be a new run's folder: not empty, not a folder, not writable, among the data."""
+    # One with a lock and no checkpoint is that of a run which was killed before it saved.
+    if os.path.isdir(out) and os.listdir(out) and (holds_checkpoint(out) or not os.path.isfile(out / ".lock")):
+        what = "already holds a run or other files; name a new folder, or --resume to go on"
+        raise UserError(what, f"--out {out}")
     check_writable("--out", out)
     for folder in data:
         if folder and os.path.isdir(folder) and out.resolve().is_relative_to(folder.resolve()):
@@ -2022,10 +1695,9 @@ def make_named_folder(name: str) -> Path:
             path = Path("runs", f"{name}-{number}" if number > 1 else name)
             with suppress(FileExistsError):
                 path.mkdir()
-                break
+                return path
     except OSError as error:
         raise UserError(f"{error.strerror}", f"--out {error.filename}") from None
-    return path
 
 
 def check_writable(flag: str, path: Path) -> None:
@@ -2045,7 +1717,7 @@ def holds_checkpoint(out: Path) -> bool:
 
 def goes_on(config: Config) -> bool:
     """Whether a run goes on in its own folder; if not it is a new one, or a branch."""
-    return bool(config.resume) and config.resume.parent.parent.resolve() == config.out.resolve()
+    return bool(config.resume) and (not config.out or config.resume.parent.parent.resolve() == config.out.resolve())
 
 
 @contextmanager
@@ -2060,9 +1732,8 @@ def open_run_folder(out: Path, is_new: bool) -> Iterator[None]:
         for part in ("checkpoints", "samples", "plots", "weights"):
             (out / part).mkdir(exist_ok=True)
     except Timeout:
-        raise UserError(
-            "another run is writing to it; wait for its end or name another folder", f"--out {out}"
-        ) from None
+        what = "another run is writing to it; wait for its end or name another folder"
+        raise UserError(what, f"--out {out}") from None
     except OSError as error:
         raise UserError(f"{error.strerror}: {error.filename}", f"--out {out}") from None
     with lock:
@@ -2091,6 +1762,13 @@ def on_host(parts: Any) -> Any:
     return parts.cpu() if isinstance(parts, Tensor) else parts
 
 
+def not_finite_in(parts: Any, name: str) -> str:
+    """The name of a tensor in nested dictionaries that holds a number which is not finite; "" if there is none."""
+    if isinstance(parts, dict):
+        return next((found for key, part in parts.items() if (found := not_finite_in(part, f"{name}.{key}"))), "")
+    return name if isinstance(parts, Tensor) and not parts.isfinite().all() else ""
+
+
 def save_run(run: Run, numbered: bool = False, best: bool = False) -> None:
     """Write the models, if `best` checkpoints/best.pt, if `numbered` epoch_NNNN.pt (the newest stay), and last.pt.
 
@@ -2106,8 +1784,9 @@ def save_run(run: Run, numbered: bool = False, best: bool = False) -> None:
         "optimizers": {name: optimizer.state_dict()["state"] for name, optimizer in gan.optimizers.items()},
         "progress": {name: getattr(run, name) for name in PROGRESS},
     }
-    if wrong := mismatch(state, state, "state"):
-        raise UserError(f"{wrong} at step {run.step:,}, epoch {run.epoch + 1}; {ADVICE}", status=1)
+    if wrong := not_finite_in(state, "state"):
+        what = f"its {wrong} holds numbers that are not finite at step {run.step:,}, epoch {run.begun}; {ADVICE}"
+        raise UserError(what, status=1)
     state |= {"ranks": ranks, "log": run.log, "epochs": run.epochs}
     about = {"format": CHECKPOINT_FORMAT, "kind": kind_of(gan), "channels": gan.channels, "classes": [*gan.classes]}
     about["architecture"] = {name: getattr(gan, name).architecture for name in gan.networks}
@@ -2154,58 +1833,31 @@ def load_kind(kind: Any, path: object) -> type[GAN]:
         if error.name not in ("labs", kind):
             raise
         file = kind.replace(".", "/") + ".py"
-        raise UserError(
-            f"is of a lab; {file}, which lies beside the script where that comes from, is missing", path
-        ) from None
+        what = f"is of a lab; {file}, which lies beside the script where that comes from, is missing"
+        raise UserError(what, path) from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint, plain containers and tensors only: the file can run no code. Raises UserError."""
+    checks = extra("checks", is_needed=False)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch itself checks neither sizes nor checksums
-            if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
-                raise ValueError("it unpacks to more than it holds")
-            if damaged := archive.testzip():
-                raise ValueError(f"its part {damaged} is damaged")
+        if checks:
+            checks.check_archive(path)
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError("not a checkpoint of this program: it holds more than tensors and numbers", path) from None
     except Exception as error:  # a damaged archive may fail in any of its parts, with any exception
         raise UserError(f"not a whole checkpoint ({complaint(error)})"[:300], path) from None
     if not isinstance(saved, dict) or "format" not in saved:
         raise UserError("not a checkpoint of this program", path)
     if saved["format"] != CHECKPOINT_FORMAT:
         raise UserError(f"not a checkpoint of this version of the program, {CHECKPOINT_FORMAT!r}", path)
-    kinds = {"kind": str, "channels": int, "classes": list, **dict.fromkeys(("ranks", "log", "epochs"), list)}
-    kinds |= dict.fromkeys(("options", "architecture", "model", "optimizers", "progress"), dict)
-    parts = [saved, saved.get("progress") if type(saved.get("progress")) is dict else {}]
-    for part, of_part in zip(parts, (kinds, PROGRESS), strict=True):
-        for name, kind in of_part.items():
-            if type(part.get(name)) is not kind or (
-                name in PROGRESS and kind is not dict and not 0 <= part[name] < 2**62
-            ):
-                raise UserError(f"not a whole checkpoint: its {name} is wrong", path)
+    if checks:
+        checks.check_parts(saved, path)
     return saved
-
-
-def mismatch(found: Any, expected: Any, name: str) -> str:
-    """Where `found` is not made as `expected`, of the same keys, types and shapes and of finite numbers; or ""."""
-    if isinstance(expected, dict):
-        if not isinstance(found, dict) or found.keys() != expected.keys():
-            return f"its {name} holds other parts than it should"
-        return next((said for key in expected if (said := mismatch(found[key], expected[key], f"{name}.{key}"))), "")
-    if isinstance(expected, Tensor):
-        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (expected.shape, expected.dtype):
-            return f"its {name} has not the shape that it should"
-        if found.layout is not torch.strided or found.is_meta or found.untyped_storage().nbytes() < found.nbytes:
-            return f"its {name} holds fewer numbers than it claims"
-        return "" if found.isfinite().all() else f"its {name} holds numbers that are not finite"
-    return "" if type(found) is type(expected) else f"its {name} is wrong"
 
 
 def restore(run: Run, saved: dict[str, Any], path: Path) -> None:
     """Put a checkpoint's state into a new run; learning rates and the like come from the options. Raises UserError."""
-    gan = run.gan
+    gan, progress = run.gan, saved["progress"]
     if saved["classes"] != [*gan.classes]:
         raise UserError(f"its classes are not those of the data, {', '.join(gan.classes)}"[:300], path)
     if saved["channels"] != gan.channels:
@@ -2219,13 +1871,11 @@ def restore(run: Run, saved: dict[str, Any], path: Path) -> None:
     except (RuntimeError, KeyError, ValueError) as error:
         raise UserError(f"its weights are not those of its options ({complaint(error)})"[:300], path) from None
     for name in PROGRESS:
-        setattr(run, name, saved["progress"][name])
+        setattr(run, name, progress[name])
     run.log, run.epochs = saved["log"], saved["epochs"]
     if saved["options"].get("data_fingerprint") != run.facts["data_fingerprint"]:
         say("note: the data is not what the checkpoint was trained on; its epoch begins again")
         run.seen = 0
-    if run.seen > len(run.images.pixels):
-        raise UserError("has seen more images of its epoch than there are", path)
     if run.seen + run.of_step > len(run.images.pixels):  # each epoch ends with a step, after which it gets its row
         say("note: the rest of the checkpoint's epoch makes no batch of this size; the epoch begins again")
         run.seen = 0
@@ -2237,25 +1887,22 @@ def restore_rank(gan: GAN, saved: dict[str, Any], path: Path) -> None:
     if len(saved["ranks"]) != process_count():
         say(f"note: {path} is of {len(saved['ranks'])} processes together, this run of {process_count()}")
     own = next(iter(saved["ranks"][rank() : rank() + 1]), None)
-    random = own.get("random") if isinstance(own, dict) else None
-    device = random.get("device") if isinstance(random, dict) else None
-    if own is None or (isinstance(device, str) and device != gan.rng.device.type):
+    if own is not None and (checks := extra("checks", is_needed=False)):
+        checks.check_rank(own, rank_state(gan), path)
+    device = gan.rng.device
+    if own is None or own["random"]["device"] != device.type:
         gan.rng.manual_seed(noise_seed(gan.config.seed) + saved["progress"]["step"])
         if own is None:
             return
         say("note: the checkpoint is from another kind of device; the noise goes on from another state")
         own = own | {"random": rank_state(gan)["random"]}
-    wrong = mismatch(own, rank_state(gan), "ranks")
     try:
-        if not wrong:
-            gan.rng.set_state(own["random"]["noise"])
-            default_rng(gan.rng.device)[1](own["random"]["dropout"])
-            for name, state in own["pools"].items():
-                gan.pools[name].load_state_dict(state)
+        gan.rng.set_state(own["random"]["noise"])
+        default_rng(device)[1](own["random"]["dropout"])
+        for name, state in own["pools"].items():
+            gan.pools[name].load_state_dict(state)
     except (RuntimeError, ValueError) as error:  # of the right size, and yet no state
-        wrong = f"its ranks are wrong ({complaint(error)})"
-    if wrong:
-        raise UserError(wrong, path)
+        raise UserError(f"its ranks are wrong ({complaint(error)})", path) from None
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> BaseGenerator:
@@ -2273,8 +1920,6 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
     if zipfile.is_zipfile(path):
         saved = load_checkpoint(Path(path))
         kind, architecture, tensors = saved["kind"], saved["architecture"], saved["model"]
-        prefix = next((p for p in (f"averages.{name}.", f"{name}.") if any(str(k).startswith(p) for k in tensors)), "-")
-        weights = {key.removeprefix(prefix): tensors[key] for key in tensors if str(key).startswith(prefix)}
     else:
         try:
             with safetensors.safe_open(path, "pt") as file:
@@ -2282,63 +1927,26 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
                 if metadata.get("format") != MODEL_FORMAT:
                     raise UserError(f"not a model of this program: its metadata lack format {MODEL_FORMAT!r}", path)
                 kind, architecture = metadata.get("kind", "rollnumber_04"), json.loads(metadata["architecture"])
-                keys = [key for key in file.keys() if key.startswith(f"{name}.")]  # noqa: SIM118 (not a dict)
-                weights = {key.removeprefix(f"{name}."): file.get_tensor(key) for key in keys}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (OSError, ValueError, KeyError, RecursionError, safetensors.SafetensorError):
             raise UserError("neither a .safetensors model nor a checkpoint, or damaged", path) from None
     networks = load_kind(kind, path).networks
-    if not isinstance(architecture, dict) or not isinstance(architecture.get(name), dict) or name not in networks:
-        raise UserError(f"holds no {name}: it is no model of this program, or another command's", path)
-    known = {key: value for key, value in architecture[name].items() if value not in UNSAID.get(key, ())}
-    try:  # the file may say anything: shapes first, without memory
-        if "classes" in known:
-            if type(known["classes"]) is not list or not "".join(known["classes"]).isprintable():
-                raise ValueError("names that are none")
-            known["classes"] = [*map(class_name, known["classes"])]
-        with torch.device("meta"):
-            expected = dict(networks[name](**known).state_dict())
-    except Exception:
-        raise UserError(f"its {name} is not one that is made here: {str(known)[:200]}", path) from None
-    if wrong := mismatch(weights, expected, name):
-        raise UserError(f"{wrong}: it is no model of this program, or damaged", path)
-    network = networks[name](**known)
-    network.load_state_dict(weights)
+    known = architecture.get(name) if isinstance(architecture, dict) else None
+    if not isinstance(known, dict) or name not in networks:
+        has = listed([*map(printable, architecture)]) if isinstance(architecture, dict) else "nothing"
+        advice = "; a run with --multitask saves one" if name == "discriminator" and kind == "rollnumber_04" else ""
+        raise UserError(f"holds {has} of {kind}, and no {name}{advice}", path)
+    prefix = next((p for p in (f"averages.{name}.", f"{name}.") if any(str(k).startswith(p) for k in tensors)), "-")
+    weights = {key.removeprefix(prefix): tensors[key] for key in tensors if str(key).startswith(prefix)}
+    if checks := extra("checks", is_needed=False):
+        known = checks.checked_arguments(networks[name], known, weights, name, path)
+    try:
+        network = networks[name](**known)
+        network.load_state_dict(weights)
+    except (TypeError, RuntimeError, UserError) as error:
+        what = f"its {name} is not one that is made here ({complaint(error)})"
+        raise UserError(what[:300], path) from None
     return network.to(device, memory_format=memory_format(device)).requires_grad_(False).eval()
-
-
-def begin_or_redraw(run: Run, log: RunLog | None) -> None:
-    """Save a new run, so that there is something to resume from; draw of another what is undrawn."""
-    if log:
-        write_whole(run.out / "options.json", json.dumps(run.facts, indent=2).encode())
-    if broadcast(not holds_checkpoint(run.out)):  # a new run or a branch
-        save_run(run)
-    if log and run.epochs and run.step == run.epochs[-1]["step"] and (run.out / UNDRAWN).exists():
-        draw_all(run, run.gan.look(run.images, run.validation), log)
-    elif log:
-        draw_start(run)
-
-
-def show_progress(bar: tqdm, run: Run, row: dict[str, Any]) -> None:
-    """Bring the bar up to a row of log.csv."""
-    bar.set_description(progress(run), refresh=False)
-    bar.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN if name in row}, refresh=False)
-    bar.update(run.step * run.of_step - bar.n)
-
-
-def progress(run: Run) -> str:
-    """How many epochs or steps are done, and of how many."""
-    config = run.gan.config
-    if config.iterations:
-        return f"iteration {run.step:,}/{config.iterations:,}"
-    return f"epoch {run.number}/{run.number if config.dry_run else config.epochs}"
-
-
-def interval_line(run: Run) -> str:
-    """The last row of epochs.csv in a line, and the time that is left."""
-    row, steps = run.epochs[-1], run.step - (run.epochs[-2]["step"] if len(run.epochs) > 1 else 0)
-    metrics = "  ".join(f"{name} {row[name]:.3f}" for name in SHOWN if row.get(name, "") != "")
-    left = (run.total - run.step) * row["seconds"] / steps
-    return f"{metrics}  {row['images_per_s']:,.0f} images/s  {clock(left)} left"
 
 
 ########################################################################################################################
@@ -2346,10 +1954,9 @@ def interval_line(run: Run) -> str:
 ########################################################################################################################
 
 COMMANDS = {"interpolate": "explore", "evaluate": "evaluate"}  # of extras/, and the files there that have them
-MOST_CLASSES, MIN_IMAGES = 1000, 16  # that a head can tell; of which anything is measured
 
 
-class UserError(Exception):
+class UserError(argparse.ArgumentTypeError):
     """A mistake that the user can mend: `main` prints it as one sentence, "about: message", and exits with `status`.
 
     It is `about` a file, or a flag with its value; a file's flag is put before it by `named`. One that is `common` is
@@ -2395,15 +2002,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def check_value(value: Any, kind: type, limits: dict[str, Any]) -> None:
-    """Raise ValueError for a value that an option of a kind and with limits cannot have; it says what it should be."""
+    """Raise UserError for a value that an option of a kind and with limits cannot have; it says what it should be."""
     low, high = limits["low"], limits["high"]
     if kind in (int, float):
         is_number = type(value) is int or (kind is float and type(value) is float)
         if not is_number or not (low < value <= high if limits["above"] else low <= value <= high):
             span = f"above {low}, up to {high}" if limits["above"] else f"from {low} to {high}"
-            raise ValueError(f"{value!r} is not a {'whole ' * (kind is int)}number {span}")
+            raise UserError(f"{value!r} is not a {'whole ' * (kind is int)}number {span}")
     elif not isinstance(value, kind) or (limits["choices"] and value not in limits["choices"]) or "\0" in str(value):
-        raise ValueError(f"{value!r} is not {' or '.join(limits['choices']) or f'a {kind.__name__}'}")
+        raise UserError(f"{value!r} is not {' or '.join(limits['choices']) or f'a {kind.__name__}'}")
 
 
 def read_value(text: str, kind: type, limits: dict[str, Any]) -> Any:
@@ -2413,10 +2020,7 @@ def read_value(text: str, kind: type, limits: dict[str, Any]) -> Any:
     value: Any = text
     with suppress(ValueError):
         value = kind(text)
-    try:
-        check_value(value, kind, limits)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    check_value(value, kind, limits)
     return value
 
 
@@ -2428,10 +2032,10 @@ def number_in(kind: type, low: float, high: float, above: bool = False) -> Calla
 def some_path(text: str) -> Path:
     """An argparse type: a path, but not the empty one of a shell's unset variable, which Path takes for this folder."""
     if not text or "\0" in text:
-        raise argparse.ArgumentTypeError("is empty" if not text else "is no path")
+        raise UserError("is empty" if not text else "is no path")
     path = os.path.expanduser(text)  # a shell does so in --out ~/x and not in --out=~/x
     if path.startswith("~"):  # ./~ is a folder of that name
-        raise argparse.ArgumentTypeError(f"{text}: whose home this is, is not known here")
+        raise UserError(f"{text}: whose home this is, is not known here")
     return Path(path)
 
 
@@ -2456,10 +2060,8 @@ def default(name: str, value: Any, help: str = "") -> Any:
 def build_parser(kind: type[GAN]) -> Parser:
     """The command line of training: a flag for each field of its Config, absent from the result unless it is given."""
     description, *_ = (sys.modules[kind.__module__].__doc__ or "").split("\n")
-    draws = "generator" in kind.networks
-    others = [*kind.commands, *(("generate", *COMMANDS) if draws else ()), *(("classify",) if kind is GAN else ())]
-    others = [*dict.fromkeys(others)]
-    parser = Parser(program_name(kind), description, f"Other commands, each with its --help: {', '.join(others)}.")
+    others = ", ".join(commands_of(kind))
+    parser = Parser(program_name(kind), description, f"Other commands, each with its --help: {others}.")
     group, values = parser, kinds_of(kind.Config)
     for part in fields(kind.Config):
         limits, name = part.metadata, part.name
@@ -2499,10 +2101,8 @@ def check_options(config: Config) -> None:
     for part, kind in zip(fields(config), kinds_of(type(config)).values(), strict=True):
         value = getattr(config, part.name)
         if value is not None or "None" not in str(part.type):  # not by its default, which may be a lab's
-            try:
+            with named(flag_of(part.name)):
                 check_value(value, kind, part.metadata)
-            except ValueError as error:
-                raise UserError(str(error), flag_of(part.name)) from None
     config.check()
 
 
@@ -2544,8 +2144,7 @@ def resumed(kind: type[GAN], given: dict[str, Any]) -> Config:
         raise UserError("lies in no run's folder; name one with --out", f"--resume {path}")
     config = replace(before, **{"out": path.parent.parent} | given | {"resume": path})
     resets = ["sample_every", "save_every", "evaluate_every"] if config.unit != before.unit else []  # they count it
-    if "sample_every" in given:
-        resets += ["save_every"]
+    resets += ["save_every"] if "sample_every" in given else []
     defaults = {part.name: part.default for part in fields(config)}
     config = replace(config, **{name: given.get(name, defaults[name]) for name in resets})
     if not config.evaluate_every:  # turned off, perhaps because here there is neither the library nor the weights
@@ -2560,6 +2159,9 @@ def resumed(kind: type[GAN], given: dict[str, Any]) -> Config:
             has = f"no {flag_of(part.name)}" if old is None else flag_of(part.name, old)
             raise UserError(f"the checkpoint {path} has {has}", flag_of(part.name, new))
         say(f"note: {flag_of(part.name)} {old} in the checkpoint, {new} now")
+    if given["resume"] is not True and goes_on(config) and path.name != "last.pt":
+        step = saved["progress"]["step"]
+        say(f"note: {config.out} goes back to step {step:,}; what the run wrote after it is written again")
     return config
 
 
@@ -2571,13 +2173,10 @@ def find_checkpoint(resume: Path | bool, out: Path | None) -> tuple[Path, dict[s
     if resume is True and out is None:
         raise UserError("name the run's folder with --out, or give a checkpoint's path", "--resume")
     path = out if resume is True else resume
-    if not os.path.isdir(path):  # unlike Path's, these take names of any length
-        if not os.path.isfile(path):
-            raise UserError(f"there is no checkpoint {path}", "--resume")
+    if os.path.isfile(path):  # unlike Path's, this takes names of any length
         return path, load_checkpoint(path)
-    folder = path / "checkpoints"
-    others = sorted(folder.glob("*_*.pt"), key=lambda file: (os.path.getmtime(file), file), reverse=True)
-    candidates = [file for file in (folder / "last.pt", *others) if file.is_file()]
+    others = sorted(path.glob("checkpoints/*_*.pt"), key=lambda file: (os.path.getmtime(file), file), reverse=True)
+    candidates = [file for file in (path / "checkpoints" / "last.pt", *others) if os.path.isfile(file)]
     for file, following in itertools.zip_longest(candidates, candidates[1:]):
         try:
             return file, load_checkpoint(file)
@@ -2585,21 +2184,28 @@ def find_checkpoint(resume: Path | bool, out: Path | None) -> tuple[Path, dict[s
             if not following:
                 raise
             say(f"note: {error}; trying {following.name}")
-    raise UserError(f"there is no checkpoint {folder / 'last.pt'}", "--resume")
+    raise UserError(
+        f"there is no checkpoint {path / 'checkpoints' / 'last.pt' if os.path.isdir(path) else path}", "--resume"
+    )
 
 
 def train(config: Config, kind: type[GAN] = GAN) -> Path:
     """Train as the options say; returns the run's folder. Bad input: UserError."""
     begun = time.perf_counter()
     check_options(config)
-    is_launched = "TORCHELASTIC_RUN_ID" in os.environ
+    if config.resume and not config.out:
+        config = replace(config, out=config.resume.parent.parent)
+    is_launched, is_new = "TORCHELASTIC_RUN_ID" in os.environ, not goes_on(config)
     joined = extra("processes").joined(config.device) if is_launched else nullcontext(choose_device(config.device))
-    with joined as device:
+    with joined as device, ExitStack() as folder:
+        if not is_new and not rank():  # before the checkpoint is read, which another run may be writing
+            folder.enter_context(open_run_folder(config.out, is_new))
         run = prepare(config, kind, device)
         if run is None:
             return config.out
-        folder = nullcontext() if rank() else open_run_folder(run.out, is_new=not goes_on(config))
-        with folder, noted_signals() as signals:
+        if is_new and not rank():
+            folder.enter_context(open_run_folder(run.out, is_new))
+        with noted_signals() as signals:
             try:
                 fit(run, signals)
             except Stopped as stop:
@@ -2614,11 +2220,11 @@ def train(config: Config, kind: type[GAN] = GAN) -> Path:
                 about = flag_of("batch_size", run.gan.config.batch_size)
                 raise UserError(f"not enough memory on {device}: {advice}", about) from None
             if run.step < run.total:
-                what = f"interrupted at step {run.step:,}, epoch {run.epoch + 1}; {how_to_go_on(run)}"
+                what = f"interrupted at step {run.step:,}, epoch {run.begun}; {how_to_go_on(run)}"
                 raise UserError(what, status=128 + (signals or [signal.SIGTERM])[0], common=True)
-    spent = ", ".join(f"{part} {clock(seconds)}" for part, seconds in run.spent.items())
-    say(f"done       {run.step:,} steps; this time {clock(time.perf_counter() - begun)}: {spent}")
-    say(f"           peak memory {peak_memory(device)}")
+    say(f"done       {run.step:,} steps; this time {clock(time.perf_counter() - begun)}")
+    if speed := extra("speed", is_needed=False):
+        say(f"           peak memory {speed.peak_memory(device)}")
     for file in kind.models(config):
         say(f"{file:10} {run.out / f'{file}.safetensors'}")
     return run.out
@@ -2627,33 +2233,21 @@ def train(config: Config, kind: type[GAN] = GAN) -> Path:
 def prepare(config: Config, kind: type[GAN], device: torch.device) -> Run | None:
     """A run that is ready to go on, announced; None if there is nothing to do. Raises UserError."""
     saved = load_checkpoint(config.resume) if config.resume else None
-    is_new = not goes_on(config)
-    planned = config.iterations or config.epochs
+    is_new, planned = not goes_on(config), config.iterations or config.epochs
     has_ended = saved and saved["progress"]["step" if config.iterations else "epoch"] >= planned
     if has_ended and broadcast(is_new or not (config.out / UNDRAWN).exists()):
         what = f"{config.resume} has done its {planned:,} {config.unit}s; a larger --{config.unit}s goes on from it"
         say(f"nothing to do: {what}")
         return None
     if is_new and not rank():
-        refuse_folder(config.out, kind.paths(config))
+        refuse_folder(config.out or Path("runs", "new"), kind.paths(config))
     if config.launch == "compiled":
         extra("speed").check_compiler(device)
-    if config.download:
-        where = config.data or Path("data")
-        config = replace(config, data=broadcast(None if rank() else extra("formats").download(config.download, where)))
-    if not any(kind.paths(config)):
-        say("training on the built-in shapes, drawn on the fly; --data FOLDER trains on your own images")
-    chosen = config.seed if config.seed is not None else secrets.randbelow(2**31)
-    precision = broadcast(choose_precision(config.precision, device))
-    config = replace(config, seed=broadcast(chosen), precision=precision)
-    loaded = None if rank() else kind.load(config)
-    broadcast(None)  # now the others find the images in rank 0's cache, and no mistake in them
-    config, images, validation = loaded or kind.load(config)
-    config = replace(config, batch_size=fitting_batch(config, images))
+    config, images, validation = settle(config, kind, device)
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(config.deterministic)
     measures_itself = config.evaluate_every and not config.dry_run and not rank()
     # Before the networks are made, for it may draw random numbers.
     fid, fid_facts = extra("evaluate").fid_during(config, images, device) if measures_itself else (None, {})
@@ -2667,7 +2261,8 @@ def prepare(config: Config, kind: type[GAN], device: torch.device) -> Run | None
     run = Run(gan, images, validation, config.out, facts, fid=fid)
     if saved:
         restore(run, saved, config.resume)
-        compare(run, saved, config.resume)
+        if checks := extra("checks", is_needed=False):
+            checks.check_comparable(run, saved, config.resume)
         run.is_whole = not is_new and saved["options"].get("seed") == config.seed
     of_epoch = len(images.pixels) // run.of_step
     rest = (len(images.pixels) - run.seen) // run.of_step  # steps of the epoch under way
@@ -2683,33 +2278,54 @@ def prepare(config: Config, kind: type[GAN], device: torch.device) -> Run | None
     return run
 
 
-def fitting_batch(config: Config, images: Images) -> int:
-    """The batch size, lowered with a note to what the images suffice for. Raises UserError for too few images."""
-    count, share = len(images.pixels), config.d_steps * process_count()
+def settle(config: Config, kind: type[GAN], device: torch.device) -> tuple[Config, Images, Images | None]:
+    """The data, and the options as the data and the machine decide them. Raises UserError."""
+    if config.download:
+        where = config.data or Path("data")
+        config = replace(config, data=broadcast(None if rank() else extra("formats").download(config.download, where)))
+    if not any(kind.paths(config)):
+        say("training on the built-in shapes, drawn on the fly; --data FOLDER trains on your own images")
+    chosen = config.seed if config.seed is not None else secrets.randbelow(2**31)
+    precision = broadcast(choose_precision(config.precision, device))
+    config = replace(config, seed=broadcast(chosen), precision=precision)
+    loaded = None if rank() else kind.load(config)
+    broadcast(None)  # now the others find the images in rank 0's cache, and no mistake in them
+    config, images, validation = loaded or kind.load(config)
+    count, share, size = len(images.pixels), config.d_steps * process_count(), config.batch_size
     least = type(config).__dataclass_fields__["batch_size"].metadata["low"]
     if count < least * share:
         raise UserError(f"training needs at least {least * share} images, found {count}", f"--data {config.data}")
-    if config.batch_size * share <= count:
-        return config.batch_size
-    times = f" times {config.d_steps} steps of D" if config.d_steps > 1 else ""
-    times += f" times {process_count()} processes" if process_count() > 1 else ""
-    say(f"note: --batch-size {config.batch_size}{times} is more than the {count} images; using {count // share}")
-    return count // share
+    if size * share > count:
+        times = f" times {config.d_steps} steps of D" if config.d_steps > 1 else ""
+        times += f" times {process_count()} processes" if process_count() > 1 else ""
+        say(f"note: --batch-size {size}{times} is more than the {count} images; using {count // share}")
+    return replace(config, batch_size=min(size, count // share)), images, validation
 
 
-def compare(run: Run, saved: dict[str, Any], path: Path) -> None:
-    """Raise UserError where the data or the FIDs are no longer what a checkpoint's numbers are of."""
-    if run.gan.config.validation_split != saved["options"].get("validation_split"):
-        raise UserError(f"its test images are gone, on which {path} was validated", f"--data {run.gan.config.data}")
-    before, now = saved["options"].get("fid"), run.facts["fid"]
-    before = before if isinstance(before, dict) else {}
-    was, becomes = ([fid.get(name) for name in ("n_fake", "n_real", "weights")] for fid in (before, now))
-    if before and now and was != becomes:
-        of = "{} samples, {} images, weights {}".format(*was)
-        what = f"the FIDs of {path} are of others, {of}, and cannot be compared; --evaluate-every 0 turns them off"
-        about = "--evaluate-every" if was[0] == becomes[0] else flag_of("evaluate_samples", becomes[0])
-        raise UserError(what[:400], about)
-    run.facts["fid"] = now or before  # a pause forgets no condition
+def announce(run: Run, device: torch.device, of_epoch: int) -> None:
+    """A run's first lines: device, precision, data, networks, what is trained and how long, seed, output folder."""
+    gan, config, facts = run.gan, run.gan.config, run.facts
+    times = f"{process_count()} × " if process_count() > 1 else ""
+    compiled = ", compiled" if config.launch == "compiled" else ""
+    say(f"device     {times}{facts['device_name']}, {config.precision}{compiled}, torch {torch.__version__}")
+    for name, images in gan.sets(run.images).items():
+        what = describe_images(images.pixels.shape[3], "{0}×{0}".format(images.pixels.shape[1]))
+        classes = f" in {len(images.classes)} classes: {listed(images.classes)}" if images.classes else ", no labels"
+        say(f"data       {name}: {len(images.pixels):,} {what}{classes}")
+    if run.validation:
+        counts = " and ".join(f"{len(part.pixels):,}" for part in gan.sets(run.validation).values())
+        say(f"validation {counts} {'images held out' if config.validation_split else 'test images'}")
+    if fid := facts["fid"]:
+        counts = f"{fid['n_fake']:,} samples against {fid['n_real']:,} training images"
+        say(f"FID        of {counts}, {fid['network']}, weights {fid['weights']}")
+    networks, objective = gan.describe()
+    length = f"{config.iterations:,} iterations" if config.iterations else ""
+    length = "1 step" if config.dry_run else length or f"{config.epochs:,} epochs of {of_epoch:,} steps"
+    done = f", {run.step:,} steps done" if run.step else ""
+    say(f"networks   {networks}")
+    say(f"training   {objective}, batch {config.batch_size}, {length}{done}")
+    say(f"seed       {config.seed}")
+    say(f"output     {run.out}")
 
 
 @contextmanager
@@ -2758,34 +2374,6 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
-def announce(run: Run, device: torch.device, of_epoch: int) -> None:
-    """A run's first lines: device, precision, data, networks, what is trained and how long, seed, output folder."""
-    gan, config, facts = run.gan, run.gan.config, run.facts
-    times = f"{process_count()} × " if process_count() > 1 else ""
-    compiled = ", compiled" if config.launch == "compiled" else ""
-    say(f"device     {times}{facts['device_name']}, {config.precision}{compiled}, torch {torch.__version__}")
-    for name, images in gan.sets(run.images).items():
-        colours, size = "grey" if images.pixels.shape[3] == 1 else "colour", images.pixels.shape[1]
-        classes = f" in {len(images.classes)} classes: {listed(images.classes)}" if images.classes else ", no labels"
-        say(f"data       {name}: {len(images.pixels):,} {colours} images of {size}×{size}{classes}")
-    if run.validation:
-        source = "images held out" if config.validation_split else "test images"
-        say(
-            f"validation {' and '.join(f'{len(part.pixels):,}' for part in gan.sets(run.validation).values())} {source}"
-        )
-    if facts["fid"]:
-        counts = f"{facts['fid']['n_fake']:,} samples against {facts['fid']['n_real']:,} training images"
-        say(f"FID        of {counts}, {facts['fid']['network']}, weights {facts['fid']['weights']}")
-    networks, objective = gan.describe()
-    length = f"{config.iterations:,} iterations" if config.iterations else ""
-    length = "1 step" if config.dry_run else length or f"{config.epochs:,} epochs of {of_epoch:,} steps"
-    done = f", {run.step:,} steps done" if run.step else ""
-    say(f"networks   {networks}")
-    say(f"training   {objective}, batch {config.batch_size}, {length}{done}")
-    say(f"seed       {config.seed}")
-    say(f"output     {run.out}")
-
-
 def add_model(parser: Parser) -> None:
     """The arguments of every command that uses a saved model."""
     parser.add_argument("model", type=some_path, metavar="MODEL", help="a .safetensors model or a .pt checkpoint")
@@ -2810,41 +2398,32 @@ def generate(argv: Sequence[str], program: str) -> Path:
     add("--label", metavar="CLASS", help="name or number of the class to draw; all classes in turn if omitted")
     add("--out", type=some_path, required=True, metavar="PATH", help="x.png (a sheet), x.npz or a new folder")
     options = parser.parse_args(argv)
-    out, count, label = options.out, options.count, options.label
-    kind = out.suffix.lower()
+    out, count, label, kind = options.out, options.count, options.label, options.out.suffix.lower()
     if kind not in ("", ".png", ".npz"):
         raise UserError("must end in .png or .npz, or name a folder without a dot", f"--out {out}")
     if kind == ".png" and count > 10_000:
         raise UserError("a sheet holds 10,000; --out x.npz or a folder takes more", f"--count {count}")
+    if out.is_dir() and (kind or any(out.iterdir())):
+        raise UserError("is a folder" if kind else "the folder is not empty", f"--out {out}")
     generator = load_generator(options.model, choose_device(options.device))
     with named("--label"):
         labels = generator.labels(label, 0, count)
-    pieces = stream(generator, count, label, options.seed, options.truncation)
+    drawn = (label, options.seed, options.truncation)
     try:
-        if kind and out.is_dir():
-            raise UserError("is a folder", f"--out {out}")
-        if not kind and out.is_dir() and any(out.iterdir()):
-            raise UserError("the folder is not empty", f"--out {out}")
-        first = next(pieces)
-        images = np.empty((count if kind else 0, *first.shape[1:]), np.uint8)
-        (out.parent if kind else out).mkdir(parents=True, exist_ok=True)
-        with progress_bar(total=count, unit="img", leave=False) as bar:
-            for k, piece in enumerate(itertools.chain([first], pieces)):
-                start = k * GENERATE_BATCH
-                if kind:
-                    images[start : start + len(piece)] = piece
-                else:
-                    for i, image in enumerate(piece, start):
-                        Image.fromarray(image).save(out / f"{i:06d}.png")
-                bar.update(len(piece))
-        stream_of_bytes = io.BytesIO()
-        if kind == ".png":
-            sheet(images, sheet_columns(generator, count) if label is None else None).save(stream_of_bytes, "PNG")
-        elif kind:
-            of_class = {"labels": labels, "classes": np.array(generator.classes)} if generator.classes else {}
-            np.savez_compressed(stream_of_bytes, images=images, **of_class)
         if kind:
-            write_whole(out, stream_of_bytes.getvalue())
+            images, bytes_of = generator.generate(count, *drawn), io.BytesIO()
+            if kind == ".png":
+                sheet(images, sheet_columns(generator, count) if label is None else None).save(bytes_of, "PNG")
+            else:
+                of_class = {"labels": labels, "classes": np.array(generator.classes)} if generator.classes else {}
+                np.savez_compressed(bytes_of, images=images, **of_class)
+            save_output("--out", out, bytes_of.getvalue())
+        else:
+            names = (out / f"{i:06d}.png" for i in itertools.count())
+            for piece in stream(generator, count, *drawn):
+                out.mkdir(parents=True, exist_ok=True)  # not before the first images can be drawn
+                for image in piece:
+                    Image.fromarray(image).save(next(names))
     except KeyboardInterrupt:
         if not kind:
             say(f"{out} holds the first of the {count:,} images")
@@ -2860,9 +2439,8 @@ def generate(argv: Sequence[str], program: str) -> Path:
 
 def classify(argv: Sequence[str], program: str) -> None:
     """The command `classify`: class and probability of each image, or accuracy and a table for a labelled set."""
-    parser = Parser(
-        f"{program} classify", "Tell the classes of images with the discriminator of a run with --multitask."
-    )
+    described = "Tell the classes of images with the discriminator of a run with --multitask."
+    parser = Parser(f"{program} classify", described)
     add_model(parser)
     what = "image files, or a folder or file of data"
     parser.add_argument("images", type=some_path, nargs="+", metavar="IMAGE|DATA", help=what)
@@ -2876,37 +2454,28 @@ def classify(argv: Sequence[str], program: str) -> None:
     with redirect_stdout(sys.stderr):  # the notes; what is printed may be read by a program
         source = find_to_classify(options.images)
         images = with_channels(decode_source(source, size), channels)
-    if images.labels is None or options.shares:
+    if options.shares:
+        extra("evaluate").print_shares(discriminator, images, options.images)
+    elif images.labels is None:
         width = min(max(map(len, classes)), 24)
         probabilities, numbers = class_logits(discriminator, images.pixels).softmax(1).max(1)
-        if options.shares:
-            shares = torch.bincount(numbers.cpu(), minlength=len(classes)) / len(numbers)
-            these = options.images[0] if len(options.images) == 1 else f"{options.images[0]} …"
-            print(f"{len(numbers):,} images of {these}: mean probability {probabilities.mean():.4f}")
-            for name, share in zip(classes, shares.tolist(), strict=True):
-                print(f"{name:{width}}  {share:7.2%}")
-            return
         names = range(len(images.pixels)) if isinstance(source.items, np.ndarray) else source.items
         for name, label, probability in zip(names, numbers.tolist(), probabilities.tolist(), strict=True):
             print(f"{classes[label]:{width}}  {probability:6.1%}  {printable(name)}")
-        return
-    if stray := set(images.classes) - set(classes):
-        raise UserError(f"class {min(stray)} is not one that {options.model} tells", options.images[0])
-    to_model = torch.tensor([classes.index(name) for name in images.classes])
-    loss, accuracy, confusion = validate(discriminator, replace(images, labels=to_model[images.labels]))
-    print(f"{len(images.labels):,} images of {options.images[0]}: {accuracy:.2%} right, cross-entropy {loss:.4f}")
-    width = max(map(len, [*classes, "class"]))
-    print(f"{'class':{width}}   images    right   most often taken for")
-    for i, (name, row) in enumerate(zip(classes, confusion, strict=True)):
-        if count := row.sum():
-            right, row[i] = row[i] / count, 0
-            taken = f"{classes[row.argmax()]} {row.max() / count:.1%}" if row.any() else ""
-            print(f"{name:{width}}  {count:7,}  {right:6.1%}   {taken}".rstrip())
+    else:
+        try:
+            images = renumbered(images, classes)
+        except KeyError as stray:
+            raise UserError(f"class {stray.args[0]} is not one that {options.model} tells", options.images[0]) from None
+        loss, accuracy, confusion = validate(discriminator, images)
+        print(f"{len(images.labels):,} images of {options.images[0]}: {accuracy:.2%} right, cross-entropy {loss:.4f}")
+        if more := extra("evaluate", is_needed=False):
+            more.print_confusion(confusion, classes)
 
 
 def find_to_classify(paths: Sequence[Path]) -> Source:
     """The images that `classify` is given: image files, or one set in any layout; of a divided set the test images."""
-    if len(paths) > 1 or (is_image_name(paths[0].name) and not os.path.isdir(paths[0])):
+    if len(paths) > 1 or (paths[0].suffix.lower() in IMAGE_SUFFIXES and not os.path.isdir(paths[0])):
         for path in paths:
             if not os.path.isfile(path):
                 what = "is a folder; give it alone" if os.path.isdir(path) else "there is no such image file"
@@ -2930,17 +2499,27 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
-def peak_memory(device: torch.device) -> str:
-    """The most memory the process has held, and the most on the GPU."""
-    parts = []
-    if device.type == "cuda":
-        parts.append(f"{torch.cuda.max_memory_reserved(device) / 2**30:.2f} GiB on the GPU")
-    if os.name == "posix":
-        import resource  # not on Windows
+def progress(run: Run) -> str:
+    """How many epochs or steps are done, and of how many."""
+    config = run.gan.config
+    if config.iterations:
+        return f"iteration {run.step:,}/{config.iterations:,}"
+    return f"epoch {run.number}/{run.number if config.dry_run else config.epochs}"
 
-        unit = 1 if sys.platform == "darwin" else 1024
-        parts.append(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB on the host")
-    return ", ".join(parts) or "not measured on this system"
+
+def show_progress(bar: tqdm, run: Run, row: dict[str, Any]) -> None:
+    """Bring the bar up to a row of log.csv."""
+    bar.set_description(progress(run), refresh=False)
+    bar.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN if name in row}, refresh=False)
+    bar.update(run.step * run.of_step - bar.n)
+
+
+def interval_line(run: Run) -> str:
+    """The last row of epochs.csv in a line, and the time that is left."""
+    row, steps = run.epochs[-1], run.step - (run.epochs[-2]["step"] if len(run.epochs) > 1 else 0)
+    metrics = "  ".join(f"{name} {row[name]:.3f}" for name in SHOWN if row.get(name, "") != "")
+    left = (run.total - run.step) * row["seconds"] / steps
+    return f"{metrics}  {row['images_per_s']:,.0f} images/s  {clock(left)} left"
 
 
 def clock(seconds: float) -> str:
@@ -2962,6 +2541,12 @@ def say(line: str) -> None:
         mute()
 
 
+@cache
+def say_once(line: str) -> None:
+    """`say`, the first time in this process."""
+    say(line)
+
+
 def progress_bar(**settings: Any) -> tqdm:
     """A bar on standard error, where that is a terminal."""
     return tqdm(**settings, disable=bool(rank()) or None)
@@ -2974,7 +2559,7 @@ def mute() -> None:
 
 def complain(program: str, sentence: str, status: int, common: bool = False) -> int:
     """Say what is wrong in one line, whatever the names in it hold; returns the exit status."""
-    if rank() and (common or (status == 2 and not is_joined())):  # rank 0 finds it, too
+    if rank() and (common or (status == 2 and process_count() == 1)):  # rank 0 finds it, too
         return status
     with suppress(OSError):  # nobody may be listening
         print(f"{program}:", " ".join(sentence.split()), file=sys.stderr, flush=True)
@@ -2990,11 +2575,8 @@ def told(program: str) -> Iterator[list[int]]:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, or a program without a console
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-    for each in (sys.stdout, sys.stderr):
-        if isinstance(each, io.TextIOWrapper):
+        if isinstance(each := getattr(sys, name), io.TextIOWrapper):
             each.reconfigure(errors="replace")  # a console whose code page has no × must not end a run
-    # TensorBoard's writer has a thread; when a disk is full its error is raised again where the writer is used.
-    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
     status = [0]
     try:
         yield status
@@ -3009,7 +2591,7 @@ def told(program: str) -> Iterator[list[int]]:
     except OSError as error:  # a full disk, a folder that has become read-only
         status[0] = complain(program, f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     except (MemoryError, RuntimeError) as error:
-        if is_joined() and "onnection" in str(error):  # another process has ended, and has said why
+        if process_count() > 1 and "onnection" in str(error):  # another process has ended, and has said why
             status[0] = 1
         elif is_out_of_memory(error):
             advice = "lower --image-size, --batch-size or --width-*"
@@ -3022,6 +2604,7 @@ def exit_with(main: Callable[[], int]) -> None:
     """Run a `main` as a program and end the process with its status."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.pop("MPLBACKEND", None)  # a notebook's, which may not be installed here; all pictures are files
     status = main()
     for number in (signal.SIGINT, signal.SIGTERM):  # all is saved and said; Python's own ending is not to be disturbed
         signal.signal(number, signal.SIG_IGN)
@@ -3033,15 +2616,27 @@ def main(argv: Sequence[str] | None = None, kind: str = "rollnumber_04") -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     with told(kind if kind != "rollnumber_04" else f"{kind}.py") as status:
         model, command = load_kind(kind, kind), argv[0] if argv else ""
-        if command in model.commands:
-            model.commands[command](argv[1:])
-        elif command in ("generate", "classify"):
-            {"generate": generate, "classify": classify}[command](argv[1:], program_name(model))
-        elif command in COMMANDS:
-            getattr(extra(COMMANDS[command]), command)(argv[1:], program_name(model))
+        known = commands_of(model)
+        if command in known:
+            known[command](argv[1:])
+        elif command and command[0] != "-" and command != "train":
+            raise UserError(f"is no command; there are {', '.join(('train', *known))}", command)
         else:
             train(config_from(argv[command == "train" :], model), model)
     return status[0]
+
+
+def commands_of(kind: type[GAN]) -> dict[str, Callable[[list[str]], Any]]:
+    """What a program does besides training: each takes the words that follow."""
+    program = program_name(kind)
+    found: dict[str, Callable[[list[str]], Any]] = {}
+    if "generator" in kind.networks:
+        found["generate"] = partial(generate, program=program)
+        for name, file in COMMANDS.items():
+            found[name] = lambda words, name=name, file=file: getattr(extra(file), name)(words, program)
+    if kind is GAN:
+        found["classify"] = partial(classify, program=program)
+    return found | kind.commands
 
 
 def extra(name: str, is_needed: bool = True) -> Any:
@@ -3055,9 +2650,8 @@ def extra(name: str, is_needed: bool = True) -> Any:
         if error.name not in ("extras", f"extras.{name}"):
             raise UserError(f"needs {error.name} (pip install {error.name})", f"extras/{name}.py") from None
         if is_needed:
-            raise UserError(
-                "is missing; it lies beside the script where that comes from", f"extras/{name}.py"
-            ) from None
+            what = "is missing; it lies beside the script where that comes from"
+            raise UserError(what, f"extras/{name}.py") from None
         return None
 
 

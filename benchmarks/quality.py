@@ -79,7 +79,7 @@ def text(facts: benchmarks.Facts) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = benchmarks.make_parser("quality", __doc__)
-    add, count = parser.add_argument, gan.number_in(int, gan.MIN_IMAGES, 10**7)
+    add, count = parser.add_argument, gan.number_in(int, evaluation.MIN_IMAGES, 10**7)
     models = "generators of images like the data's (the saved ones of CIFAR-10)"
     add("--models", type=gan.some_path, nargs="*", default=MODELS, metavar="MODEL", help=models)
     add("--radii", type=gan.number_in(float, 0, 1000), nargs="*", default=RADII, metavar="PIXELS", help="of the blurs")

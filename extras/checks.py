@@ -1,19 +1,51 @@
-"""Whether a checkpoint's file is what it says: it may come from anywhere, and may say anything."""
+"""Whether checkpoints and models are what they say: a file may come from anywhere, and may say anything."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import rollnumber_04 as gan
-from rollnumber_04 import GAN, Config, UserError
+from rollnumber_04 import GAN, PROGRESS, Config, Run, UserError
 
 OF_FID = {("n_fake", int), ("n_real", int), ("network", str), ("weights", str)}  # of its conditions
+
+
+UNSAID = {  # what models from before the labs had files of their own say of the assignment's networks
+    "arch": ["dcgan"], "upsample": ["deconv"], "kernel": [4], "norm": ["batch"], "negative_slope": [0.0, 0.2],
+    "latent": ["normal"], "init": ["normal"], "dropout": [0.0], "classes": [[]],
+    "bias": [False], "conditional": [False], "spectral_norm": [False],
+}  # fmt: skip
+
+
+def check_archive(path: Path) -> None:
+    """Raise ValueError, or what zipfile raises, for a damaged archive: torch itself checks neither sizes nor sums."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is not of torch's format")
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+            raise ValueError("it unpacks to more than it holds")
+        if damaged := archive.testzip():
+            raise ValueError(f"its part {damaged} is damaged")
+
+
+def check_parts(saved: dict[str, Any], path: Path) -> None:
+    """Raise UserError unless a checkpoint has all its parts, of the right types."""
+    kinds = {"kind": str, "channels": int, "classes": list, **dict.fromkeys(("ranks", "log", "epochs"), list)}
+    kinds |= dict.fromkeys(("options", "architecture", "model", "optimizers", "progress"), dict)
+    progress = saved.get("progress") if type(saved.get("progress")) is dict else {}
+    for part, of_part in ((saved, kinds), (progress, PROGRESS)):
+        for name, kind in of_part.items():
+            is_count = of_part is PROGRESS
+            if type(part.get(name)) is not kind or (is_count and not 0 <= part[name] < 2**62):
+                raise UserError(f"not a whole checkpoint: its {name} is wrong", path)
 
 
 def check_checkpoint(saved: dict[str, Any], path: Path, kind: type[GAN], config: Config) -> None:
@@ -23,7 +55,7 @@ def check_checkpoint(saved: dict[str, Any], path: Path, kind: type[GAN], config:
             model = kind(config, saved["channels"], saved["classes"])
     except Exception as error:  # of whatever its options make impossible
         raise UserError(f"its options are wrong ({gan.complaint(error)})"[:300], path) from None
-    wrong = gan.mismatch(saved["model"], dict(model.state_dict()), "model")
+    wrong = mismatch(saved["model"], dict(model.state_dict()), "model")
     for name, (members, _) in model.optimized().items():
         weights = [weight for member in members for weight in getattr(model, member).parameters()]
         wrong = wrong or optimizer_mismatch(saved["optimizers"].get(name), weights, config)
@@ -58,7 +90,7 @@ def optimizer_mismatch(found: Any, weights: Sequence[nn.Parameter], config: Conf
         i: {key: torch.empty_like(weight if value.ndim else value, device="meta") for key, value in kinds.items()}
         for i, weight in enumerate(weights)
     }
-    return gan.mismatch(found, expected, "optimizer's state")
+    return mismatch(found, expected, "optimizer's state")
 
 
 def is_table(rows: Any, columns: Sequence[str], last: int) -> bool:
@@ -76,3 +108,68 @@ def is_table(rows: Any, columns: Sequence[str], last: int) -> bool:
                 return False
     steps = [0, *(row["step"] for row in rows), last + 1]
     return all(before < after for before, after in itertools.pairwise(steps))
+
+
+def check_rank(own: Any, expected: dict[str, Any], path: Path) -> None:
+    """Raise UserError unless what a process has saved of its own is made as it should be, but for another device's."""
+    random = own.get("random") if isinstance(own, dict) else None
+    device = random.get("device") if isinstance(random, dict) else None
+    if isinstance(device, str) and device != expected["random"]["device"]:
+        own = own | {"random": expected["random"]}
+    if wrong := mismatch(own, expected, "ranks"):
+        raise UserError(wrong, path)
+
+
+def checked_arguments(
+    network: type[nn.Module], given: dict[str, Any], weights: dict[str, Any], name: str, path: str | Path
+) -> dict[str, Any]:
+    """The constructor's arguments that a model's file gives, if its weights are those of such a network.
+
+    Arguments of earlier versions that say nothing are left out. Raises UserError before anything of its size is built.
+    """
+    known = {key: value for key, value in given.items() if value not in UNSAID.get(key, ())}
+    try:  # the file may say anything: shapes first, without memory
+        if "classes" in known:
+            if type(known["classes"]) is not list or not "".join(known["classes"]).isprintable():
+                raise ValueError("names that are none")
+            known["classes"] = [*map(gan.class_name, known["classes"])]
+        with torch.device("meta"):
+            expected = dict(network(**known).state_dict())
+    except Exception:
+        raise UserError(f"its {name} is not one that is made here: {str(known)[:200]}", path) from None
+    if wrong := mismatch(weights, expected, name):
+        raise UserError(f"{wrong}: it is no model of this program, or damaged", path)
+    return known
+
+
+def mismatch(found: Any, expected: Any, name: str) -> str:
+    """Where `found` is not made as `expected`, of the same keys, types and shapes and of finite numbers; or ""."""
+    if isinstance(expected, dict):
+        if not isinstance(found, dict) or found.keys() != expected.keys():
+            return f"its {name} holds other parts than it should"
+        return next((said for key in expected if (said := mismatch(found[key], expected[key], f"{name}.{key}"))), "")
+    if isinstance(expected, Tensor):
+        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (expected.shape, expected.dtype):
+            return f"its {name} has not the shape that it should"
+        if found.layout is not torch.strided or found.is_meta or found.untyped_storage().nbytes() < found.nbytes:
+            return f"its {name} holds fewer numbers than it claims"
+        return "" if found.isfinite().all() else f"its {name} holds numbers that are not finite"
+    return "" if type(found) is type(expected) else f"its {name} is wrong"
+
+
+def check_comparable(run: Run, saved: dict[str, Any], path: Path) -> None:
+    """Raise UserError where the data or the FIDs are no longer what a checkpoint's numbers are of."""
+    is_same = saved["options"].get("data_fingerprint") == run.facts["data_fingerprint"]
+    if is_same and saved["progress"]["seen"] > len(run.images.pixels):
+        raise UserError("has seen more images of its epoch than there are", path)
+    if run.gan.config.validation_split != saved["options"].get("validation_split"):
+        raise UserError(f"its test images are gone, on which {path} was validated", f"--data {run.gan.config.data}")
+    before, now = saved["options"].get("fid"), run.facts["fid"]
+    before = before if isinstance(before, dict) else {}
+    was, becomes = ([fid.get(name) for name in ("n_fake", "n_real", "weights")] for fid in (before, now))
+    if before and now and was != becomes:
+        of = "{} samples, {} images, weights {}".format(*was)
+        what = f"the FIDs of {path} are of others, {of}, and cannot be compared; --evaluate-every 0 turns them off"
+        about = "--evaluate-every" if was[0] == becomes[0] else gan.flag_of("evaluate_samples", becomes[0])
+        raise UserError(what[:400], about)
+    run.facts["fid"] = now or before  # a pause forgets no condition

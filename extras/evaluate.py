@@ -24,12 +24,13 @@ from PIL import Image
 from torch import Tensor
 
 import rollnumber_04 as gan
-from extras import cache
+from extras import cache, checks
 from rollnumber_04 import BaseGenerator, Config, Images, UserError
 
 FEATURES, LOGITS = "2048", "logits_unbiased"  # torch-fidelity's names of Inception's layers
 NETWORK = "inception-v3-compat of torch-fidelity"
 RESIZE = "bilinear as in TensorFlow 1.x, to 299×299"
+MIN_IMAGES = 16  # of which anything is measured
 BIASED = 10_000  # fewer samples than this make an FID that says little next to one of 50,000
 
 
@@ -52,7 +53,7 @@ class Inception:
                 raise ValueError("there is no such file")
             if weights:  # of any origin; the library itself would run what a pickle says
                 state = torch.load(weights, map_location="cpu", weights_only=True)
-                if wrong := gan.mismatch(state, state, "weights"):
+                if wrong := checks.mismatch(state, state, "weights"):
                     raise ValueError(wrong)
             self.network = utils.create_feature_extractor(
                 "inception-v3-compat",
@@ -161,9 +162,16 @@ def neighbours_sheet(samples: np.ndarray, *neighbours: np.ndarray) -> Image.Imag
     return gan.sheet(rows.reshape(-1, *samples.shape[1:]), rows.shape[1])
 
 
+def check_enough(images: Images, flag: str) -> None:
+    """Raise UserError if there are too few real images for an FID that says anything."""
+    if len(images.pixels) < MIN_IMAGES:
+        what = f"the data has {len(images.pixels)} images; FID needs {MIN_IMAGES}, and says little of few"
+        raise UserError(what, flag)
+
+
 def as_drawn(images: Images, channels: int, flag: str) -> tuple[Images, dict[str, str]]:
     """Real images with the channels of a model's, enough for an FID; and what they are and were. Raises UserError."""
-    gan.check_enough(images, flag)
+    check_enough(images, flag)
     side = images.pixels.shape[1]
     drawn = f"{'grey' if channels == 1 else 'colour'} images of {side}×{side}"
     found = images.found or drawn
@@ -232,12 +240,12 @@ def evaluate(argv: Sequence[str], program: str) -> dict[str, Any]:
     add("--split", choices=("train", "test", "all"), default="train", help="part of the real images (train)")
     add(
         "--samples",
-        type=gan.number_in(int, gan.MIN_IMAGES, 10**7),
+        type=gan.number_in(int, MIN_IMAGES, 10**7),
         default=50_000,
         metavar="N",
         help="generated images (50000)",
     )
-    add("--reference", type=gan.number_in(int, gan.MIN_IMAGES, 10**7), metavar="N", help="real images; all if omitted")
+    add("--reference", type=gan.number_in(int, MIN_IMAGES, 10**7), metavar="N", help="real images; all if omitted")
     weights = "torch-fidelity's Inception weights; it fetches them if omitted"
     add("--inception-weights", type=gan.some_path, metavar="FILE", help=weights)
     add("--neighbours", type=gan.some_path, metavar="PNG", help="draw 16 samples, each with its 5 nearest real images")
@@ -382,3 +390,26 @@ def evaluation_text(result: dict[str, Any]) -> str:
     if result["biased"]:
         lines += ["note: FID, precision and recall of so few images are biased: compare with the same numbers only"]
     return "\n".join(lines)
+
+
+def print_shares(discriminator: gan.Discriminator, images: Images, paths: Sequence[Path]) -> None:
+    """`classify --shares`: what share of the images is of each class."""
+    classes = discriminator.architecture["classes"]
+    probabilities, numbers = gan.class_logits(discriminator, images.pixels).softmax(1).max(1)
+    shares = torch.bincount(numbers.cpu(), minlength=len(classes)) / len(numbers)
+    these = paths[0] if len(paths) == 1 else f"{paths[0]} …"
+    print(f"{len(numbers):,} images of {these}: mean probability {probabilities.mean():.4f}")
+    width = min(max(map(len, classes)), 24)
+    for name, share in zip(classes, shares.tolist(), strict=True):
+        print(f"{name:{width}}  {share:7.2%}")
+
+
+def print_confusion(confusion: np.ndarray, classes: Sequence[str]) -> None:
+    """`classify` of a labelled set: how many images of each class are right, and what the others are taken for."""
+    width = max(map(len, [*classes, "class"]))
+    print(f"{'class':{width}}   images    right   most often taken for")
+    for i, (name, row) in enumerate(zip(classes, confusion, strict=True)):
+        if count := row.sum():
+            right, row[i] = row[i] / count, 0
+            taken = f"{classes[row.argmax()]} {row.max() / count:.1%}" if row.any() else ""
+            print(f"{name:{width}}  {count:7,}  {right:6.1%}   {taken}".rstrip())

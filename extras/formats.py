@@ -8,6 +8,7 @@ Downloads are torchvision's.
 import gzip
 import io
 import math
+import os
 import pickle
 import re
 import string
@@ -24,14 +25,40 @@ from typing import Any
 import numpy as np
 
 import rollnumber_04 as gan
-from rollnumber_04 import Source, UserError
+from rollnumber_04 import IMAGE_SUFFIXES, NoTestSplit, Source, UserError
 
+SPLITS = {"train": {"train", "training"}, "test": {"test", "testing", "t10k", "val", "valid", "validation"}}
+SYSTEM_NAMES = frozenset(  # that systems and programs keep for themselves, beside those with a dot or __ in front
+    "@eadir @recycle @recently-snapshot @synoresource @tmp #recycle #snapshot $recycle.bin recycler lost+found "
+    "~snapshot thumbs.db ehthumbs.db desktop.ini icon\r".split(" ")
+) | {"system volume information", "network trash folder", "temporary items"}
 EMNIST_CLASSES = {  # the characters that the labels of its sets stand for
     **dict.fromkeys(("balanced", "bymerge"), string.digits + string.ascii_uppercase + "abdefghnqrt"),
     "byclass": string.digits + string.ascii_uppercase + string.ascii_lowercase,
     "letters": string.ascii_lowercase,  # capital and small as one
     **dict.fromkeys(("digits", "mnist"), string.digits),
 }
+
+
+def ending(name: str | Path) -> str:
+    """A file's ending, as what is left out is counted by: ".heic"."""
+    return os.path.splitext(name)[1].lower() or "no ending"
+
+
+def counted(kinds: Counter[str]) -> str:
+    """What was left out, the most first: "20 × .heic, 1 × link to a folder"."""
+    return ", ".join(f"{count:,} × {gan.printable(kind)}" for kind, count in kinds.most_common())
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name is not meant for people: .git, .DS_Store, __MACOSX, Synology's @eaDir, $RECYCLE.BIN."""
+    own = name.lower() in SYSTEM_NAMES or re.fullmatch(r"found\.\d{3}", name.lower())
+    return name.startswith((".", "__")) or bool(own)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name says that it is an image (.png, .JPG, …)."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
 
 
 def open_maybe_gzip(path: Path) -> io.BufferedIOBase:
@@ -61,7 +88,7 @@ def array_files(folder: Path) -> dict[str, list[Path]]:
     """The files of a folder that hold arrays, by kind; a zip counts only if it calls itself .npz."""
     kinds: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir()):
-        if not gan.is_hidden(file.name) and not gan.is_image_name(file.name) and file.is_file():
+        if not is_hidden(file.name) and not is_image_name(file.name) and file.is_file():
             kind = array_kind(file)
             if kind and (kind != "npz" or file.suffix.lower() == ".npz"):
                 kinds.setdefault(kind, []).append(file)
@@ -76,9 +103,9 @@ def find_arrays(path: Path, split: str) -> Source | None:
     if path.is_dir():
         if arrays := array_files(path):
             kind, files = next(iter(arrays.items()))
-            beside = (file for file in path.iterdir() if file.is_file() and not gan.is_hidden(file.name))
-            if left_out := Counter(gan.ending(file) for file in beside if file not in files):
-                gan.say_once(f"note: {path}: left out {gan.counted(left_out)}")
+            beside = (file for file in path.iterdir() if file.is_file() and not is_hidden(file.name))
+            if left_out := Counter(ending(file) for file in beside if file not in files):
+                gan.say_once(f"note: {path}: left out {counted(left_out)}")
             return pick_arrays(*ARRAY_READERS[kind](files), split, path)
         return None
     kind, files = array_kind(path) if path.is_file() else None, [path]
@@ -105,11 +132,11 @@ def pick_arrays(arrays: dict[str, np.ndarray], classes: Sequence[str], split: st
     def named(name: str, words: set[str]) -> bool:
         return not words.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
 
-    arrays = {name: array for name, array in arrays.items() if named(name, gan.SPLITS["test"]) == (split == "test")}
+    arrays = {name: array for name, array in arrays.items() if named(name, SPLITS["test"]) == (split == "test")}
     if split == "test":  # of a test set and a validation set the first
         arrays = {name: array for name, array in arrays.items() if named(name, {"test", "testing"})} or arrays
     if not arrays and split == "test":
-        raise gan.NoTestSplit("is not divided: none of its arrays is named as the test set's", where)
+        raise NoTestSplit("is not divided: none of its arrays is named as the test set's", where)
     images = [array for array in arrays.values() if array.ndim in (3, 4)]
     labels = [array for array in arrays.values() if array.ndim in (1, 2) and array.size == len(array)]
     if len(images) != 1 or len(labels) > 1 or len(images) + len(labels) != len(arrays):

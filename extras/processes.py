@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed
@@ -39,6 +40,13 @@ def joined(name: str) -> Iterator[torch.device]:
     torch.distributed.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while FID is measured
     yield device
     torch.distributed.destroy_process_group()  # not after an error, for it would wait for the others
+
+
+def all_gather(value: Any) -> list[Any]:
+    """The values of all processes, in all of them."""
+    values = [None] * gan.process_count()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def average_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-import warnings
+import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ class Board:
 
     def __init__(self, run: Run):
         self.run, self.begun, self.writer = run, run.step, None
+        # The writer has a thread; when a disk is full its error is raised again where the writer is used.
+        threading.excepthook = lambda a: None if issubclass(a.exc_type, OSError) else threading.__excepthook__(a)
 
     def show(self, kind: str, *arguments: Any, **settings: Any) -> None:
         """Call TensorBoard's writer, made when there is something to write: its import would delay the first step."""
@@ -60,26 +64,21 @@ class Board:
             self.writer.close()
 
 
-def draw(run: Run, snapshot: Snapshot, board: Board | None) -> None:
-    """What this file draws at an interval's end."""
-    config, is_last = run.gan.config, run.step == run.total
+def pictures(run: Run, snapshot: Snapshot, board: Board | None) -> list[Callable[[], Any]]:
+    """What this file draws at an interval's end, each to be called."""
+    config, is_last, due = run.gan.config, run.step == run.total, []
     if any(row["fid"] != "" for row in run.epochs if "fid" in row):
-        plot_fid(run)
+        due.append(partial(plot_fid, run))
     if snapshot.confusion is not None and is_last:
-        plot_confusion(run, snapshot.confusion)
+        due.append(partial(plot_confusion, run, snapshot.confusion, board))
     if board and (is_last or run.number % config.intervals[0] == 0):
-        for name, picture in snapshot.sheets.items():
-            board.add_picture(f"samples/{name}", picture)
-        confusion = run.out / "plots" / "confusion_matrix.png"
-        if is_last and confusion.exists():
-            with Image.open(confusion) as picture:
-                board.add_picture("validation/confusion_matrix", picture.convert("RGB"))
+        due += [partial(board.add_picture, f"samples/{name}", picture) for name, picture in snapshot.sheets.items()]
     if is_last:
-        for i, name in enumerate(snapshot.sheets):
-            save_gif(run, run.out / "samples" / name if i else run.out / "samples")
+        samples = run.out / "samples"
+        due += [partial(save_gif, run, samples / name if i else samples) for i, name in enumerate(snapshot.sheets)]
+    return due
 
 
-@gan.costs_no_training
 def save_gif(run: Run, folder: Any) -> None:
     """`progress.gif` of a folder's sheets so far, evenly thinned to at most MOST_FRAMES."""
     paths = gan.numbered_files(folder, run.gan.config.unit, ".png", run.number)
@@ -99,8 +98,6 @@ def save_gif(run: Run, folder: Any) -> None:
     gan.write_whole(folder / "progress.gif", stream.getvalue())
 
 
-@gan.costs_no_training
-@gan.own_style()
 def plot_fid(run: Run) -> None:
     """`plots/fid.png`: the Fréchet distance of the samples to the training images over iterations."""
     rows = [row for row in run.epochs if row["fid"] != ""]
@@ -112,9 +109,8 @@ def plot_fid(run: Run) -> None:
         axes.plot(steps[best], values[best], "o", color=gan.ORANGE, label=f"{values[best]:.4g} best")
 
 
-@gan.costs_no_training
 @gan.own_style()
-def plot_confusion(run: Run, confusion: np.ndarray) -> None:
+def plot_confusion(run: Run, confusion: np.ndarray, board: Board | None) -> None:
     """`plots/confusion_matrix.png`, a row per true class."""
     from matplotlib.figure import Figure
 
@@ -134,6 +130,8 @@ def plot_confusion(run: Run, confusion: np.ndarray) -> None:
         axes.set_yticks(range(len(classes)), names, parse_math=False)
     accuracy = confusion.trace() / confusion.sum()
     axes.set(title=f"{confusion.sum():,} validation images, {accuracy:.1%} right", xlabel="predicted", ylabel="true")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters that the font lacks are drawn as boxes
-        figure.savefig(run.out / "plots" / "confusion_matrix.png")
+    path = run.out / "plots" / "confusion_matrix.png"
+    figure.savefig(path)
+    if board:
+        with Image.open(path) as picture:
+            board.add_picture("validation/confusion_matrix", picture.convert("RGB"))

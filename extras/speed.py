@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
-from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +34,10 @@ def compile_networks(model: GAN) -> None:
             part.compile(dynamic=False)
 
 
-def why_not_captured(model: GAN, images: Images) -> str:
+def why_not_captured(model: GAN) -> str:
     """Why an iteration cannot be a CUDA graph; "" if it can."""
     if model.rng.device.type != "cuda":
         return "there is no CUDA GPU"
-    tensors = (getattr(images, part.name) for part in fields(images))
-    if any(isinstance(tensor, Tensor) and tensor.device.type != "cuda" for tensor in tensors):
-        return "the data is in host memory"
     if torch.version.hip:
         return "AMD's GPUs are not tried yet"
     return "several processes share the work" if gan.process_count() > 1 else ""
@@ -52,7 +50,7 @@ class Launcher:
         self.model, self.captured, self.plain = model, None, 0
         if model.config.launch == "compiled":
             compile_networks(model)
-        why = why_not_captured(model, images)
+        why = why_not_captured(model)
         self.may_capture = not why
         if why and model.rng.device.type == "cuda":
             gan.say(f"note: steps are launched one kernel at a time, for {why}")
@@ -116,3 +114,16 @@ def capture_or_say(model: GAN, images: Images, index: Tensor) -> Callable[[Tenso
         why = f"for no CUDA graph can be made here: {gan.complaint(error)}"
         gan.say(f"note: steps are launched one kernel at a time, {why}"[:300])
         return None
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most memory the process has held, and the most on the GPU."""
+    parts = []
+    if device.type == "cuda":
+        parts.append(f"{torch.cuda.max_memory_reserved(device) / 2**30:.2f} GiB on the GPU")
+    if os.name == "posix":
+        import resource  # not on Windows
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        parts.append(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB on the host")
+    return ", ".join(parts) or "not measured on this system"

@@ -343,7 +343,7 @@ def truncation(argv: Sequence[str]) -> dict[str, Any]:
     several = "truncations to measure, beside none (0.25 0.5 0.75 1 1.5 2)"
     many = dict(type=gan.number_in(float, 0, 10, above=True), nargs="+", default=[0.25, 0.5, 0.75, 1.0, 1.5, 2.0])
     add("--truncations", **many, metavar="T", help=several)
-    counted = gan.number_in(int, gan.MIN_IMAGES, 10**7)
+    counted = gan.number_in(int, gan.extra("evaluate").MIN_IMAGES, 10**7)
     add("--samples", type=counted, default=2000, metavar="N", help="generated images for each (2000)")
     add("--reference", type=counted, metavar="N", help="real images; all if omitted")
     add("--seed", type=gan.number_in(int, 0, 2**31 - 1), default=0, help="seed of the noise (0)")

@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rollnumber_04 as gan
+from extras import diagnosis
 from labs import parts
 from rollnumber_04 import Images, UserError
 
@@ -336,7 +337,8 @@ class BigGAN(gan.GAN):
     def warnings(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         """What is wrong with the training, by the rows of epochs.csv."""
         hinge = gan.Loss("hinge", parts.hinge_d_loss, parts.wgan_g_loss, undecided=0.0)
-        return [*gan.d_has_won(rows, hinge, advice="--augment translation"), *gan.g_has_collapsed(rows)]
+        advice = ["--augment translation"] * (self.config.augment == "none")
+        return [*diagnosis.d_has_won(rows, hinge, advice), *diagnosis.g_has_collapsed(rows)]
 
     def describe(self) -> tuple[str, str]:
         """The networks and the objective, in words."""

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rollnumber_04 as gan
+from extras import diagnosis
 from labs import parts
 
 
@@ -186,7 +187,9 @@ class ConvGAN(gan.GAN):
         smoothing, least = self.config.label_smoothing, 0.0
         if smoothing:  # the least that J(D) can be: half the entropy of the targets
             least = -0.5 * (smoothing * math.log(smoothing) + (1 - smoothing) * math.log(1 - smoothing))
-        return [*gan.d_has_won(rows, gan.LOSSES["bce"], least=least), *gan.g_has_collapsed(rows)]
+        advice = ["--translation"] * (not self.config.translation)
+        won = diagnosis.d_has_won(rows, gan.LOSSES["bce"], advice, least)
+        return [*won, *diagnosis.g_has_collapsed(rows)]
 
     def describe(self) -> tuple[str, str]:
         config, (networks, objective) = self.config, super().describe()

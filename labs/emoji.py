@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import rollnumber_04 as gan
+from extras import diagnosis
 from labs import parts
 
 PENALTY_WEIGHT = 10.0  # the handout's
@@ -180,11 +181,12 @@ class EmojiGAN(gan.GAN):
 
     def warnings(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         """The script's two, with the advice that this lab has options for."""
-        found = []
-        if gan.d_has_won(rows, gan.LOSSES["ls"]):
-            advice = "--translation" if self.config.gradient_penalty else "--gradient-penalty"
-            found.append(f"D has won and teaches G little: try {advice}")
-        if gan.g_has_collapsed(rows):
+        config, found = self.config, []
+        if diagnosis.d_has_won(rows, gan.LOSSES["ls"]):
+            untried = {"--gradient-penalty": config.gradient_penalty, "--translation": config.translation}
+            advice = [flag for flag, is_on in untried.items() if not is_on]
+            found.append(f"D has won and teaches G little: try {' or '.join(advice or ['a lower --lr'])}")
+        if diagnosis.g_has_collapsed(rows):
             found.append("the samples hardly differ, G has collapsed: try a lower --lr or a higher --d-train-iters")
         return found
 

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import rollnumber_04 as gan
+from extras import diagnosis
 from labs import parts
 
 
@@ -171,7 +172,7 @@ class FashionGAN(gan.GAN):
         }
 
     def warnings(self, rows: Sequence[dict[str, Any]]) -> list[str]:
-        return gan.g_has_collapsed(rows)  # a critic cannot win too early
+        return diagnosis.g_has_collapsed(rows)  # a critic cannot win too early
 
     def describe(self) -> tuple[str, str]:
         networks, _ = super().describe()

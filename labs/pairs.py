@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import rollnumber_04 as gan
+from extras import folders, formats
 from rollnumber_04 import UserError, say
 
 LEAST = 24  # pixels a side that the discriminators of both styles can score
@@ -180,11 +181,11 @@ def files_in(path: Path) -> list[Path]:
         return [path]
     left_out: Counter[str] = Counter()
     try:
-        files = gan.image_files(path, left_out)
-        left_out[gan.LINK] += sum(folder.is_symlink() for folder in gan.subfolders(path))
+        files = folders.image_files(path, left_out)
+        left_out[folders.LINK] += sum(folder.is_symlink() for folder in folders.subfolders(path))
     except OSError as error:
         raise UserError(f"{error.strerror}", path) from None
-    others = gan.counted(+left_out)
+    others = formats.counted(+left_out)
     if not files:
         what = "no image is in this folder (those in folders within are not looked for)"
         raise UserError(f"{what}: {others}" if others else what, path)
@@ -196,7 +197,7 @@ def files_in(path: Path) -> list[Path]:
 def opened(file: Path, image_size: int | None) -> Image.Image:
     """An image file, its shorter side scaled to `image_size` if that is given. Raises UserError."""
     try:
-        image = gan.as_rgb(gan.open_image(file))
+        image = folders.as_rgb(folders.open_image(file))
     except Exception as error:  # a decoder may fail in any way on a damaged file
         raise UserError(f"{gan.complaint(error)}", file) from None
     if not image_size:

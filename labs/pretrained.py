@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import rollnumber_04 as gan
+from extras import checks
 from labs import parts
 from rollnumber_04 import UserError, say
 
@@ -153,7 +153,7 @@ def load_pretrained(folder: Path, truncation: float = 1.0, device: str | torch.d
     make = partial(PretrainedGenerator, config, truncation, class_names(config["num_classes"]))
     with torch.device("meta"):
         network = make()
-    if wrong := gan.mismatch(plain, network.state_dict(), "weights"):
+    if wrong := checks.mismatch(plain, network.state_dict(), "weights"):
         raise UserError(f"does not fit {FILES[0]}: {wrong}", f"--pretrained {folder / FILES[1]}")
     network.load_state_dict(plain, assign=True)
     return network.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()

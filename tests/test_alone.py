@@ -77,15 +77,17 @@ def test_what_the_script_alone_lacks_is_a_sentence(alone):
     np.savez(alone.folder / "set.npz", images=pictures(4))
     (alone.folder / "text").mkdir()
     (alone.folder / "text" / "notes.txt").write_text("no picture")
-    lacking = [["--data", "set.npz"], ["--download", "cifar10"], ["--data", "data", "--evaluate-every", "1"]]
+    lacking = [["--download", "cifar10"], ["--data", "data", "--evaluate-every", "1"]]
     commands = [
         *([*TOY, *words, "--out", "run"] for words in lacking),
         ["evaluate", "model.safetensors", "--data", "data"],
         ["--data", "text", "--out", "run"],
+        ["--data", "set.npz", "--out", "run"],
     ]
     told = alone.in_turn(commands, status=2)
-    assert told.count(".py: is missing; it lies beside the script where that comes from\n") == 4
+    assert told.count(".py: is missing; it lies beside the script where that comes from\n") == 3
     assert "extras/evaluate.py: is missing" in told
-    assert "text: nothing in it is an image that is known here: 1 × .txt" in told
+    assert "--data text: there is no image in this folder" in told
+    assert "--data set.npz: is no folder; files of data sets take extras/, beside the script" in told
     assert told.count("rollnumber_04.py: ") == len(commands)
     assert not (alone.folder / "run").exists()

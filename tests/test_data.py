@@ -15,7 +15,7 @@ from conftest import TOY, pictures, save_all, write_cifar, write_idx
 from PIL import Image
 
 import rollnumber_04 as gan
-from extras import formats
+from extras import folders, formats
 
 LABELS = np.arange(20) % 2
 
@@ -407,7 +407,7 @@ def test_many_chunks_keep_their_places(tmp_path, monkeypatch, capsys, platform):
 
 
 def as_rgb(image: Image.Image, size: int = 8) -> np.ndarray:
-    return np.asarray(gan.to_rgb(image, size))
+    return np.asarray(folders.to_rgb(image, size))
 
 
 def test_palette_transparency_and_alpha_are_composited_on_white():
@@ -441,7 +441,7 @@ def test_deep_grey_cmyk_and_bilevel():
     assert (as_rgb(Image.new("1", (8, 8), 1)) == 255).all()
     assert (as_rgb(Image.new("L", (8, 8), 77)) == 77).all()
     with pytest.raises(ValueError, match="floating-point"):
-        gan.to_rgb(Image.new("F", (8, 8)), 8)
+        folders.to_rgb(Image.new("F", (8, 8)), 8)
 
 
 def test_files_of_every_mode_through_the_loader(tmp_path):

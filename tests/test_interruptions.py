@@ -27,6 +27,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import rollnumber_04 as gan
+from extras import diagnosis
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forked processes and their signals are POSIX's")
 SPEEDS = ("images_per_s", "seconds")
@@ -603,7 +604,7 @@ def test_a_gradient_that_is_not_finite_is_never_saved(whole, tmp_path, monkeypat
 
     monkeypatch.setattr(gan.GAN, "step", step)
     assert gan.main(run_words(whole.data, tmp_path / "run")) == 1
-    message = "state.model.generator.project.weight holds numbers that are not finite at step 10, epoch 3"
+    message = "state.model.generator.project.weight holds numbers that are not finite at step 10, epoch 2"
     assert message in capsys.readouterr().err
     saved = gan.load_checkpoint(tmp_path / "run/checkpoints/last.pt")
     assert saved["progress"]["step"] == 5
@@ -645,8 +646,8 @@ def test_a_run_that_begins_grey_is_not_warned_of():
 
 
 def test_the_warning_is_in_the_table_and_on_the_screen(whole, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gan, "LASTING", 5)
-    monkeypatch.setattr(gan, "COLLAPSED", 100)
+    monkeypatch.setattr(diagnosis, "LASTING", 5)
+    monkeypatch.setattr(diagnosis, "COLLAPSED", 100)
     words = run_words(whole.data, tmp_path / "run")
     words[words.index("--epochs") + 1] = "5"
     assert gan.main(words) == 0

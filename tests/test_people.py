@@ -18,7 +18,7 @@ from PIL import Image
 
 import rollnumber_04 as gan
 from extras import evaluate as evaluation
-from extras import speed
+from extras import folders, speed
 from labs import cyclegan, fashion, parts
 
 TOY_LAB = TOY[2:]  # labs.conv's images are of 28×28
@@ -193,7 +193,7 @@ def test_a_graph_that_cannot_be_captured_costs_nothing(tmp_path, monkeypatch, ca
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(gan, "launcher", speed.Launcher)  # as on a GPU
-    monkeypatch.setattr(speed, "why_not_captured", lambda model, images: "")
+    monkeypatch.setattr(speed, "why_not_captured", lambda model: "")
     monkeypatch.setattr(speed, "capture", broken)
     assert gan.main([*map(str, words), "--out", str(tmp_path / "captured")], "labs.conv") == 0
     told = capsys.readouterr().out
@@ -508,7 +508,7 @@ def test_a_deep_grey_that_is_transparent_is_white(tmp_path):
     values = np.array([[0, 300 * 100, 65535], [700, 700, 257]], np.uint16)
     Image.fromarray(values).save(tmp_path / "x.png", transparency=700)
     with Image.open(tmp_path / "x.png") as image:
-        found = np.asarray(gan.as_rgb(image))[..., 0]
+        found = np.asarray(folders.as_rgb(image))[..., 0]
     assert found.tolist() == [[0, 117, 255], [255, 255, 1]]
 
 
@@ -681,4 +681,4 @@ def png(depth: int, colour: int, rows: list[bytes], clear: bytes) -> bytes:
 def test_the_transparent_colour_of_png_of_any_depth_is_white(tmp_path, depth, colour, row, clear, expected):
     (tmp_path / "x.png").write_bytes(png(depth, colour, [row], clear))
     with Image.open(tmp_path / "x.png") as image:
-        assert np.asarray(gan.as_rgb(image))[0].tolist() == expected
+        assert np.asarray(folders.as_rgb(image))[0].tolist() == expected

@@ -39,7 +39,7 @@ with processes.joined("cpu") if "TORCHELASTIC_RUN_ID" in os.environ else context
     model.step(real[mine], None)
     weights = [weight for name in model.networks for weight in getattr(model, name).parameters()]
     gradients, weights = [weight.grad for weight in weights], [weight.detach() for weight in weights]
-    agreed = {"of_0": gan.broadcast(rank), "any": gan.any_rank(rank == 1)}
+    agreed = {"of_0": gan.broadcast(rank), "any": any(gan.all_gather(rank == 1))}
     torch.save({"gradients": gradients, "weights": weights} | agreed, f"{sys.argv[1]}{rank}.pt")
 """
 
