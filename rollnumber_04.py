@@ -109,13 +109,13 @@ class Config:
     without: ClassVar[tuple[str, ...]] = ()  # options that a lab, which inherits them, does not have
     d_steps = 1  # batches of real images in a step; an option of labs
     epochs: int = option(50, "passes over the data", 1, 10**6, group="training")
-    iterations: int | None = option(None, "train for N steps, instead of --epochs", 1, 10**8, word="N")
+    iterations: int | None = option(None, "train for N steps, instead of --epochs", 1, 10**8)
     batch_size: int = option(64, "real images in a step, of each process", 2, 2**16)
     seed: int | None = option(None, "random seed; chosen and printed if omitted", 0, 2**31 - 1)
-    resume: Path | None = option(None, "go on from PATH, or the last checkpoint of --out", saved=False, word="PATH")
+    resume: Path | None = option(None, "go on from checkpoint PATH, or from the last one of --out", saved=False)
     dry_run: bool = option(False, "train one step and write every file", saved=False)
 
-    data: Path | None = option(None, "folder of images, or file; drawn shapes if omitted", group="data", word="PATH")
+    data: Path | None = option(None, "folder of images, or a file of them; drawn shapes if omitted", group="data")
     download: str | None = option(
         None, "fetch the data into --data (or ./data) first, by torchvision", saved=False,
         choices=("cifar10", "cifar100", "mnist", "fashion-mnist", "emnist", "svhn"),
@@ -125,16 +125,16 @@ class Config:
     translation: bool = option(False, "shift all that D sees by up to an eighth of its side")
     skip_unreadable: bool = option(False, "leave damaged images out instead of stopping")
 
-    latent_dim: int = option(100, "numbers in the noise z", 1, 4096, group="networks", fixed=True)
+    latent_dim: int = option(100, "how many numbers the noise z has", 1, 4096, group="networks", fixed=True)
     width_g: int = option(32, "channels of G's last hidden stage", 1, 1024, fixed=True)
     width_d: int = option(32, "channels of D's first stage", 1, 1024, fixed=True)
 
-    loss: str = option("ls", "least squares, or binary cross-entropy", choices=("ls", "bce"), group="objective")
-    multitask: bool = option(False, "D also tells the class of an image", fixed=True)
-    class_weight: float = option(1.0, "weight of the class loss: J(D_total) = J(D) + W · J(C)", 0, 10**6, word="W")
+    loss: str = option("ls", "least squares or binary cross-entropy", choices=("ls", "bce"), group="objective")
+    multitask: bool = option(False, "Task 2: D also tells the class of an image", fixed=True)
+    class_weight: float = option(1.0, "weight of the class loss: J(D_total) = J(D) + X · J(C)", 0, 10**6)
     validation_split: float | None = option(
-        None, "hold this share of the training images out, to validate the classes on; if omitted it is the test "
-        "images, or 0.1 where there are none", 0, 0.9, above=True, fixed=True, word="SHARE",
+        None, "validate classes on this share of the training images; if omitted on the test images, or on a share of "
+        "0.1 where there are none", 0, 0.9, above=True, fixed=True,
     )  # fmt: skip
 
     optimizer: str = option("adam", "of G and of D", choices=("adam", "adamw", "rmsprop", "sgd"), group="optimizers")
@@ -142,32 +142,24 @@ class Config:
     lr_d: float = option(2e-4, "learning rate of D", 0, 10, above=True)
     beta1: float = option(0.5, "Adam's decay rate of the mean gradient; the momentum of sgd", 0, 0.9999)
     beta2: float = option(0.999, "Adam's decay rate of the mean squared gradient", 0, 0.999999)
-    ema: float = option(
-        50_000, "samples are drawn by an average of G's weights, in which the share of each halves after N images; 0 "
-        "is G itself", 0, 10**9, word="N",
-    )  # fmt: skip
+    ema: float = option(50_000, "half-life, in images, of the average of G that draws the samples", 0, 10**9)
 
     device: str = option("auto", "auto, cpu, cuda, cuda:1 … or mps", group="performance", word="NAME")
-    precision: str = option("auto", "auto is bf16 where the device knows it", choices=("auto", "fp32", "bf16"))
-    deterministic: bool = option(False, "make GPU runs repeatable (slower)")
+    precision: str = option("auto", "auto is bf16 where a device knows it", choices=("auto", "fp32", "bf16"))
+    deterministic: bool = option(False, "make runs on a GPU repeatable (slower)")
     launch: str = option(
-        "graph", "give a GPU a step as one CUDA graph, kernel by kernel, or compiled by torch.compile",
+        "graph", "how a GPU is given a step: as one CUDA graph, kernel by kernel, or compiled by torch.compile",
         choices=("graph", "kernels", "compiled"),
     )  # fmt: skip
 
-    out: Path | None = option(None, "the run's folder; in runs/ if omitted", saved=False, group="output", word="DIR")
-    sample_every: int | None = option(
-        None, "draw samples every N epochs (1), or with --iterations every N steps (200)", 1, 10**8, word="N"
-    )
-    save_every: int | None = option(
-        None, "keep a checkpoint every N epochs (10), or with --iterations every N steps (2000)", 1, 10**8, word="N"
-    )
+    out: Path | None = option(None, "the run's folder; a new one in runs/ if omitted", saved=False, group="output")
+    sample_every: int | None = option(None, "draw samples every N epochs (1) or iterations (200)", 1, 10**8)
+    save_every: int | None = option(None, "keep a checkpoint every N epochs (10) or iterations (2000)", 1, 10**8)
     evaluate_every: int = option(
-        0, "measure FID every N epochs, or with --iterations every N steps; 0 is never", 0, 10**8, group="evaluation",
-        word="N",
-    )  # fmt: skip
-    evaluate_samples: int = option(2000, "samples for each FID", 16, 10**6, word="N")
-    inception_weights: Path | None = option(None, "torch-fidelity's weights; it fetches them if omitted", word="FILE")
+        0, "measure FID every N epochs or iterations; 0 is never", 0, 10**8, group="evaluation"
+    )
+    evaluate_samples: int = option(2000, "samples for each FID", 16, 10**6)
+    inception_weights: Path | None = option(None, "torch-fidelity's weights; it fetches them if omitted")
 
     @property
     def unit(self) -> str:
@@ -615,11 +607,6 @@ class GAN(nn.Module):
         """Whether the networks are made for the classes of the data."""
         return config.multitask
 
-    @staticmethod
-    def paths(config: Config) -> list[Path | None]:
-        """Where the data is, in which no run may be written."""
-        return [config.data]
-
     def sets(self, images: Images) -> dict[str, Images]:
         """The sets of images that the training has, by what the user called them."""
         return {str(self.config.data or "shapes"): images}
@@ -900,11 +887,7 @@ def load_images(
     images are all grey has one channel. Raises UserError that names what is wrong.
     """
     if split == "all":
-        train = load_images(path, "train", image_size, skip_unreadable)
-        try:
-            return merge(train, load_images(path, "test", train.pixels.shape[1], skip_unreadable))
-        except NoTestSplit:
-            return train
+        return extra("folders").load_all(path, image_size, skip_unreadable)
     size = image_size and checked_size(image_size)
     if path is None:
         count, seed = (10_000, 0) if split == "train" else (2_000, 1)
@@ -929,7 +912,8 @@ def find_source(path: Path, split: str) -> Source:
     folders = [[*sorted((root / name).rglob("*"))] for name in classes or ["."]]
     found = [[file for file in files if file.suffix.lower() in IMAGE_SUFFIXES] for files in folders]
     if not all(found):
-        raise UserError("there is no image in this folder", root / classes[found.index([])] if classes else root)
+        what = "there is no image in this folder; files of data sets take extras/, beside the script"
+        raise UserError(what, root / classes[found.index([])] if classes else root)
     labels = [label for label, files in enumerate(found) for _ in files] if classes else None
     return Source([*itertools.chain(*found)], labels, tuple(map(class_name, classes)), str(path))
 
@@ -1103,16 +1087,6 @@ def with_channels(images: Images, channels: int) -> Images:
     return replace(images, pixels=pixels)
 
 
-def merge(train: Images, test: Images) -> Images:
-    """Training and test images of one size as one set: in colour if either is, labelled if both are."""
-    channels = max(train.pixels.shape[3], test.pixels.shape[3])
-    pixels = torch.cat([with_channels(images, channels).pixels for images in (train, test)])
-    if train.labels is None or test.labels is None:
-        return Images(pixels, None, (), train.found)
-    classes = tuple(dict.fromkeys((*train.classes, *test.classes)))
-    return Images(pixels, torch.cat([train.labels, renumbered(test, classes).labels]), classes, train.found)
-
-
 def renumbered(images: Images, classes: Sequence[str]) -> Images:
     """A labelled set with the labels of its classes' names among others. KeyError: the name that is not among them."""
     numbers = {name: number for number, name in enumerate(classes)}
@@ -1184,6 +1158,11 @@ def load_validation(config: Config, images: Images) -> tuple[Config, Images, Ima
     if missing := [name for name, count in zip(images.classes, counts, strict=True) if not count]:
         say(f"note: without an image for validation: {listed(missing)}")
     return config, images, held
+
+
+def plural(count: int, what: str) -> str:
+    """A number of things: "1 epoch", "7,810 steps"."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
@@ -1673,7 +1652,7 @@ def save_output(flag: str, path: Path, data: bytes) -> None:
         raise UserError(error.strerror or str(error), f"{flag} {path}") from None
 
 
-def refuse_folder(out: Path, data: Sequence[Path | None]) -> None:
+def refuse_folder(out: Path, data: Sequence[Path]) -> None:
     """Raise UserError if `out` cannot be a new run's folder: not empty, not a folder, not writable, among the data."""
     # One with a lock and no checkpoint is that of a run which was killed before it saved.
     if os.path.isdir(out) and os.listdir(out) and (holds_checkpoint(out) or not os.path.isfile(out / ".lock")):
@@ -1681,7 +1660,7 @@ def refuse_folder(out: Path, data: Sequence[Path | None]) -> None:
         raise UserError(what, f"--out {out}")
     check_writable("--out", out)
     for folder in data:
-        if folder and os.path.isdir(folder) and out.resolve().is_relative_to(folder.resolve()):
+        if os.path.isdir(folder) and out.resolve().is_relative_to(folder.resolve()):
             what = f"lies inside the data, {folder}, whose images it would join; name another folder"
             raise UserError(what, f"--out {out}")
 
@@ -2051,17 +2030,11 @@ def kinds_of(config: type[Config]) -> dict[str, type]:
     return {part.name: next(iter(typing.get_args(hints[part.name])), hints[part.name]) for part in fields(config)}
 
 
-def default(name: str, value: Any, help: str = "") -> Any:
-    """A field of a lab's Config: an option of the script with another default."""
-    known = Config.__dataclass_fields__[name].metadata
-    return field(default=value, metadata=known | {"help": help or known["help"]})
-
-
 def build_parser(kind: type[GAN]) -> Parser:
     """The command line of training: a flag for each field of its Config, absent from the result unless it is given."""
     description, *_ = (sys.modules[kind.__module__].__doc__ or "").split("\n")
-    others = ", ".join(commands_of(kind))
-    parser = Parser(program_name(kind), description, f"Other commands, each with its --help: {others}.")
+    others = f"Other commands, each with its --help: {', '.join(commands_of(kind))}."
+    parser = Parser(program_name(kind), f"{description}\nG is the generator, D the discriminator.", others)
     group, values = parser, kinds_of(kind.Config)
     for part in fields(kind.Config):
         limits, name = part.metadata, part.name
@@ -2069,10 +2042,11 @@ def build_parser(kind: type[GAN]) -> Parser:
             group = parser.add_argument_group(limits["group"])
         if name in kind.Config.without:
             continue
-        says = limits["help"] + (f" ({part.default})" if part.default is not None and part.default is not False else "")
-        how: dict[str, Any] = dict(type=partial(read_value, kind=values[name], limits=limits), metavar=limits["word"])
-        if values[name] is bool:
-            how = dict(action=argparse.BooleanOptionalAction)
+        says = limits["help"] + (f" ({part.default})" if part.default not in (None, False, 0) else "")
+        word = limits["word"] or {int: "N", float: "X", Path: "PATH"}.get(values[name])
+        how: dict[str, Any] = dict(type=partial(read_value, kind=values[name], limits=limits), metavar=word)
+        if values[name] is bool:  # a resumed run may turn off what its checkpoint has
+            how = dict(action=argparse.BooleanOptionalAction if limits["saved"] else "store_true")
         elif limits["choices"]:
             how["metavar"] = "{" + ",".join(limits["choices"]) + "}"
         elif name == "resume":
@@ -2222,7 +2196,7 @@ def train(config: Config, kind: type[GAN] = GAN) -> Path:
             if run.step < run.total:
                 what = f"interrupted at step {run.step:,}, epoch {run.begun}; {how_to_go_on(run)}"
                 raise UserError(what, status=128 + (signals or [signal.SIGTERM])[0], common=True)
-    say(f"done       {run.step:,} steps; this time {clock(time.perf_counter() - begun)}")
+    say(f"done       {plural(run.step, 'step')}; this time {clock(time.perf_counter() - begun)}")
     if speed := extra("speed", is_needed=False):
         say(f"           peak memory {speed.peak_memory(device)}")
     for file in kind.models(config):
@@ -2236,11 +2210,12 @@ def prepare(config: Config, kind: type[GAN], device: torch.device) -> Run | None
     is_new, planned = not goes_on(config), config.iterations or config.epochs
     has_ended = saved and saved["progress"]["step" if config.iterations else "epoch"] >= planned
     if has_ended and broadcast(is_new or not (config.out / UNDRAWN).exists()):
-        what = f"{config.resume} has done its {planned:,} {config.unit}s; a larger --{config.unit}s goes on from it"
+        what = f"{config.resume} has done its {plural(planned, config.unit)}; a larger --{config.unit}s goes on from it"
         say(f"nothing to do: {what}")
         return None
     if is_new and not rank():
-        refuse_folder(config.out or Path("runs", "new"), kind.paths(config))
+        given = (getattr(config, part.name) for part in fields(config) if part.metadata["saved"])
+        refuse_folder(config.out or Path("runs", "new"), [value for value in given if isinstance(value, Path)])
     if config.launch == "compiled":
         extra("speed").check_compiler(device)
     config, images, validation = settle(config, kind, device)
@@ -2283,7 +2258,7 @@ def settle(config: Config, kind: type[GAN], device: torch.device) -> tuple[Confi
     if config.download:
         where = config.data or Path("data")
         config = replace(config, data=broadcast(None if rank() else extra("formats").download(config.download, where)))
-    if not any(kind.paths(config)):
+    if not config.data and "data" not in config.without:
         say("training on the built-in shapes, drawn on the fly; --data FOLDER trains on your own images")
     chosen = config.seed if config.seed is not None else secrets.randbelow(2**31)
     precision = broadcast(choose_precision(config.precision, device))
@@ -2319,9 +2294,9 @@ def announce(run: Run, device: torch.device, of_epoch: int) -> None:
         counts = f"{fid['n_fake']:,} samples against {fid['n_real']:,} training images"
         say(f"FID        of {counts}, {fid['network']}, weights {fid['weights']}")
     networks, objective = gan.describe()
-    length = f"{config.iterations:,} iterations" if config.iterations else ""
-    length = "1 step" if config.dry_run else length or f"{config.epochs:,} epochs of {of_epoch:,} steps"
-    done = f", {run.step:,} steps done" if run.step else ""
+    length = plural(config.iterations or config.epochs, config.unit)
+    length = "1 step" if config.dry_run else length + f" of {plural(of_epoch, 'step')}" * (not config.iterations)
+    done = f", {plural(run.step, 'step')} done" if run.step else ""
     say(f"networks   {networks}")
     say(f"training   {objective}, batch {config.batch_size}, {length}{done}")
     say(f"seed       {config.seed}")
@@ -2433,7 +2408,7 @@ def generate(argv: Sequence[str], program: str) -> Path:
     except OSError as error:
         raise UserError(f"{error.strerror or error}", f"--out {out}") from None
     of_class = f" of class {generator.classes[labels[0]]}" if label is not None else ""
-    say(f"{count:,} images{of_class} of {options.model}, seed {options.seed}: {out}")
+    say(f"{plural(count, 'image')}{of_class} of {options.model}, seed {options.seed}: {out}")
     return out
 
 

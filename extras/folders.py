@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 import rollnumber_04 as gan
@@ -28,6 +29,25 @@ SIZES_LOOKED_AT = 1000  # files, to find a set's own size
 FEW_VALUES = 32  # of 256: images that use fewer were probably stored in another range
 LINK = "link to a folder"  # which is not followed
 CACHED_FROM = 5_000  # files that take a second to decode
+
+
+def load_all(path: str | Path | None, image_size: int | None, skip_unreadable: bool) -> Images:
+    """Training and test images together, where a set is divided. Raises UserError."""
+    train = gan.load_images(path, "train", image_size, skip_unreadable)
+    try:
+        return merge(train, gan.load_images(path, "test", train.pixels.shape[1], skip_unreadable))
+    except NoTestSplit:
+        return train
+
+
+def merge(train: Images, test: Images) -> Images:
+    """Training and test images of one size as one set: in colour if either is, labelled if both are."""
+    channels = max(train.pixels.shape[3], test.pixels.shape[3])
+    pixels = torch.cat([gan.with_channels(images, channels).pixels for images in (train, test)])
+    if train.labels is None or test.labels is None:
+        return Images(pixels, None, (), train.found)
+    classes = tuple(dict.fromkeys((*train.classes, *test.classes)))
+    return Images(pixels, torch.cat([train.labels, gan.renumbered(test, classes).labels]), classes, train.found)
 
 
 def find_source(path: Path, split: str) -> Source:

@@ -49,14 +49,14 @@ class Config(gan.Config):
     """The options of a BigGAN; the defaults are those of a narrow one, which a CPU can train."""
 
     without: ClassVar[tuple[str, ...]] = (*parts.OF_THE_ASSIGNMENT, "translation")
-    epochs: int = gan.default("epochs", 10)
-    flip: bool = gan.default("flip", True)
-    latent_dim: int = gan.default("latent_dim", 128, "numbers in the noise z, for all blocks together")
-    width_g: int = gan.default("width_g", 48, "channels of G's maps at the full size")
-    width_d: int = gan.default("width_d", 48, "channels of D's first block")
-    lr_d: float = gan.default("lr_d", 4e-4)
-    beta1: float = gan.default("beta1", 0.0)
-    ema: float = gan.default("ema", 20_000)
+    epochs: int = parts.default("epochs", 10)
+    flip: bool = parts.default("flip", True)
+    latent_dim: int = parts.default("latent_dim", 128, "numbers in the noise z, for all blocks together")
+    width_g: int = parts.default("width_g", 48, "channels of G's maps at the full size")
+    width_d: int = parts.default("width_d", 48, "channels of D's first block")
+    lr_d: float = parts.default("lr_d", 4e-4)
+    beta1: float = parts.default("beta1", 0.0)
+    ema: float = parts.default("ema", 20_000)
     conditional: bool | None = gan.option(
         None, "tell both networks the class of an image; if omitted, where the data has classes", group="BigGAN",
         fixed=True,

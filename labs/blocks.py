@@ -38,11 +38,11 @@ class Config(gan.Config):
     without: ClassVar[tuple[str, ...]] = (
         *parts.OF_THE_ASSIGNMENT, "flip", "optimizer",
     )  # fmt: skip
-    epochs: int = gan.default("epochs", 3)
-    image_size: int | None = gan.default("image_size", None, "28 or 32 pixels a side; the images' own if omitted")
-    width_g: int = gan.default("width_g", 64)
-    loss: str = gan.default("loss", "bce")
-    ema: float = gan.default("ema", 10_000)
+    epochs: int = parts.default("epochs", 3)
+    image_size: int | None = parts.default("image_size", None, "28 or 32 pixels a side; the images' own if omitted")
+    width_g: int = parts.default("width_g", 64)
+    loss: str = parts.default("loss", "bce")
+    ema: float = parts.default("ema", 10_000)
 
     def check(self) -> None:
         super().check()

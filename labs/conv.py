@@ -40,10 +40,11 @@ class Config(gan.Config):
     without: ClassVar[tuple[str, ...]] = (
         *parts.OF_THE_ASSIGNMENT, "image_size", "flip", "optimizer",
     )  # fmt: skip
-    iterations: int | None = gan.default("iterations", 10_000)
-    image_size: int | None = gan.default("image_size", 28)
-    loss: str = gan.default("loss", "bce")
-    ema: float = gan.default("ema", 10_000)
+    epochs: int | None = parts.default("epochs", None)
+    iterations: int | None = parts.default("iterations", 10_000)
+    image_size: int | None = parts.default("image_size", 28)
+    loss: str = parts.default("loss", "bce")
+    ema: float = parts.default("ema", 10_000)
     r1: float = gan.option(
         0.0, "weight γ of the R1 penalty; 0 is none", 0, 10**6, group="improvements", fixed=True, word="W"
     )

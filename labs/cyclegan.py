@@ -27,7 +27,8 @@ from torch import Tensor, nn
 import rollnumber_04 as gan
 from labs import pairs, parts
 from labs.pairs import LEAST, Pairs
-from rollnumber_04 import UserError, default, option
+from labs.parts import default
+from rollnumber_04 import UserError, option
 
 ########################################################################################################################
 #                                                       Options                                                        #
@@ -62,7 +63,7 @@ class Config(gan.Config):
     lr_g: float = by_style(default("lr_g", None, "learning rate of the translators"), 3e-4, 2e-4)
     lr_d: float = by_style(default("lr_d", None, "learning rate of the discriminators"), 3e-4, 2e-4)
     beta1: float = by_style(default("beta1", None), 0.3, 0.5)
-    ema: float = by_style(default("ema", None, "half-life of the translators' averages, in images"), 10_000, 0)
+    ema: float = by_style(default("ema", None, "half-life, in images, of the averages of the translators"), 10_000, 0)
 
     x: Path | None = option(None, "images of one kind, to be turned into y", group="sets of images", word="PATH")
     y: Path | None = option(None, "images of the other kind, to be turned into x", word="PATH")
@@ -73,7 +74,9 @@ class Config(gan.Config):
         fixed=True, word="SHARE",
     )  # fmt: skip
     load_size: int | None = option(None, "scale the images to this first, and crop at random", LEAST, 2048)
-    crop: bool = by_style(option(None, "the same, with 286/256 of --image-size"), False, True)
+    crop: bool = by_style(
+        option(None, "scale the images to 286/256 of --image-size first, and crop at random"), False, True
+    )
 
     style: str = option(
         "emoji", "the emoji lab's networks and defaults, or Zhu et al.'s", choices=STYLES, group="style", fixed=True
@@ -81,7 +84,7 @@ class Config(gan.Config):
     blocks: int = by_style(option(None, "residual blocks of a translator", 0, 100, fixed=True), 1, 9)
 
     lambda_cycle: float = option(
-        10.0, "weight λ of the cycles' mean L1; the emoji handout's 0.015 is on the sum over 3×32×32 numbers: 46 here",
+        10.0, "weight λ of the cycles' mean L1 (the emoji handout sums over 3×32×32 numbers: its 0.015 is 46 here)",
         0, 10**6, group="losses", word="W",
     )  # fmt: skip
     lambda_identity: float = by_style(
@@ -385,11 +388,6 @@ class CycleGAN(gan.GAN):
     def uses_classes(config: Config) -> bool:
         """It knows none."""
         return False
-
-    @staticmethod
-    def paths(config: Config) -> list[Path | None]:
-        """Where the data is, in which no run may be written."""
-        return [config.x, config.y, config.x_test, config.y_test]
 
     def sets(self, images: Pairs) -> dict[str, gan.Images]:
         """Both sets, by what the user called them."""

@@ -41,10 +41,11 @@ class Config(gan.Config):
     without: ClassVar[tuple[str, ...]] = (
         *parts.OF_THE_ASSIGNMENT, "image_size", "flip", "optimizer", "lr_g", "lr_d",
     )  # fmt: skip
-    iterations: int | None = gan.default("iterations", 10_000)
-    batch_size: int = gan.default("batch_size", 32)
-    image_size: int | None = gan.default("image_size", 32)
-    width_d: int = gan.default("width_d", 64)
+    epochs: int | None = parts.default("epochs", None)
+    iterations: int | None = parts.default("iterations", 10_000)
+    batch_size: int = parts.default("batch_size", 32)
+    image_size: int | None = parts.default("image_size", 32)
+    width_d: int = parts.default("width_d", 64)
     lr: float = gan.option(
         3e-4, "learning rate of G; that of D is twice as high", 0, 5, above=True, group="the handout's", word="RATE"
     )

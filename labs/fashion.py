@@ -41,13 +41,13 @@ class Config(gan.Config):
     without: ClassVar[tuple[str, ...]] = (
         *parts.OF_THE_ASSIGNMENT, "image_size", "flip", "translation", "optimizer",
     )  # fmt: skip
-    epochs: int = gan.default("epochs", 25)
-    image_size: int | None = gan.default("image_size", 28)
-    width_g: int = gan.default("width_g", 64)
-    width_d: int = gan.default("width_d", 48)
-    beta1: float = gan.default("beta1", 0.0)
-    beta2: float = gan.default("beta2", 0.9)
-    ema: float = gan.default("ema", 10_000)
+    epochs: int = parts.default("epochs", 25)
+    image_size: int | None = parts.default("image_size", 28)
+    width_g: int = parts.default("width_g", 64)
+    width_d: int = parts.default("width_d", 48)
+    beta1: float = parts.default("beta1", 0.0)
+    beta2: float = parts.default("beta2", 0.9)
+    ema: float = parts.default("ema", 10_000)
     n_critic: int = gan.option(
         5, "updates of the critic, a batch each, for one of the generator", 1, 100, group="WGAN-GP", word="N"
     )

@@ -35,11 +35,11 @@ class Config(gan.Config):
     without: ClassVar[tuple[str, ...]] = (
         *parts.OF_THE_ASSIGNMENT, "image_size", "flip", "optimizer",
     )  # fmt: skip
-    epochs: int = gan.default("epochs", 15)
-    image_size: int | None = gan.default("image_size", 28)
-    width_g: int = gan.default("width_g", 64)
-    loss: str = gan.default("loss", "bce")
-    ema: float = gan.default("ema", 10_000)
+    epochs: int = parts.default("epochs", 15)
+    image_size: int | None = parts.default("image_size", 28)
+    width_g: int = parts.default("width_g", 64)
+    loss: str = parts.default("loss", "bce")
+    ema: float = parts.default("ema", 10_000)
 
 
 class Generator(gan.BaseGenerator):

@@ -141,6 +141,8 @@ def translate(argv: Sequence[str]) -> Path:
     options = parser.parse_args(argv)
     out, size = options.out, options.image_size
     translator = gan.load_network(options.model, options.direction, gan.choose_device(options.device))
+    if formats.is_image_name(out.name) and not out.is_dir():
+        raise UserError("must name a folder, for the translation of each image", f"--out {out}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("is there already; name a new folder", f"--out {out}")
     gan.check_writable("--out", out)

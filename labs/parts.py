@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,13 @@ import rollnumber_04 as gan
 from rollnumber_04 import UserError
 
 OF_THE_ASSIGNMENT = ("loss", "multitask", "class_weight", "validation_split")  # options that no lab has
+
+
+def default(name: str, value: Any, help: str = "") -> Any:
+    """A field of a lab's Config: an option of the script with another default, or other words."""
+    known = gan.Config.__dataclass_fields__[name].metadata
+    return field(default=value, metadata=known | {"help": help or known["help"]})
+
 
 # Losses of scores.
 
