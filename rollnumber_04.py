@@ -368,38 +368,31 @@ def fit(run: Run, signals: Sequence[int]) -> None:
 
     Raises UserError (status 1) where a metric is not finite, and OSError where nothing can be written.
     """
-    gan, of_step, is_leader = run.gan, run.of_step, rank() == 0
-    on_cpu, alone = gan.sums.device.type == "cpu", process_count() == 1
+    gan, is_cheap = run.gan, run.gan.sums.device.type == "cpu" or process_count() == 1
     with (
-        closing(RunLog(run)) if is_leader else nullcontext() as log,
-        progress_bar(initial=run.step * of_step, total=run.total * of_step, unit="img") as bar,
+        nullcontext() if rank() else closing(RunLog(run)) as log,
+        progress_bar(initial=run.step * run.of_step, total=run.total * run.of_step, unit="img") as bar,
     ):
         begin_or_redraw(run, log)
         iterate = launcher(gan, run.images)  # gan.iterate, or on a GPU what extras/speed.py makes of it
-        began, timed = time.perf_counter(), 0
+        began, first = time.perf_counter(), run.step
         for index in batches(run):
-            # Several processes agree by a message; on a GPU that waits for it, so only where a row is made anyway.
-            if (alone or on_cpu or not run.waiting) and any(all_gather(bool(signals))):
+            # Several processes agree by a message, for which a GPU is waited for: only after a row, as for the row.
+            if (is_cheap or not run.waiting) and any(all_gather(bool(signals))):
                 break
-            epoch = run.epoch + 1
             iterate(run.images, index)
-            ends, timed = run.count_step(), timed + 1
-            is_row = ends or run.waiting == LOG_EVERY
-            if is_row:
-                average_sums(gan)
-            if (is_row or (on_cpu and alone)) and not gan.sums.isfinite().all():  # the one wait for a GPU
-                raise UserError(not_finite(run, epoch), status=1, common=True)
-            if is_row:
-                seconds = time.perf_counter() - began
-                run.seconds += seconds
-                row = means_of(run, epoch) | {"images_per_s": timed * of_step / seconds}
-                show_progress(bar, run, row)
-                if is_leader:
-                    log.add(row)
+            ends = run.count_step()
+            if not ends and run.waiting < LOG_EVERY:
+                continue
+            row = means_of(run)  # the one wait for a GPU
+            seconds = time.perf_counter() - began
+            row["images_per_s"], run.seconds = (run.step - first) * run.of_step / seconds, run.seconds + seconds
+            show_progress(bar, run, row)
+            if log:
+                log.add(row)
             if ends:
                 end_interval(run, log)
-            if is_row:
-                began, timed = time.perf_counter(), 0
+            began, first = time.perf_counter(), run.step
         else:
             return
         run.seconds += time.perf_counter() - began
@@ -676,22 +669,22 @@ class Run:
         return self.step == self.total or (self.step % config.intervals[0] == 0 if config.iterations else is_epoch)
 
 
-def means_of(run: Run, epoch: int) -> dict[str, Any]:
-    """The means of the metrics since the last row of log.csv, as the next row; the sums begin again."""
-    gan = run.gan
-    means = dict(zip(gan.columns(gan.config), (gan.sums / run.waiting).tolist(), strict=True))
+def means_of(run: Run) -> dict[str, Any]:
+    """The means of the metrics since the last row of log.csv, as the next row; the sums begin again.
+
+    Raises UserError (status 1) that names the first metric which was not finite: its sum has not been finite since.
+    """
+    gan, names = run.gan, run.gan.columns(run.gan.config)
+    average_sums(gan)
+    if not gan.sums.isfinite().all():
+        good = [int(steps) for steps in gan.finite.tolist()]
+        metric, step = names[good.index(min(good))], run.step - run.waiting + min(good) + 1
+        raise UserError(f"{metric} is not finite at step {step:,}, epoch {run.begun}; {ADVICE}", status=1, common=True)
+    means = dict(zip(names, (gan.sums / run.waiting).tolist(), strict=True))
     run.waiting = 0
     gan.sums.zero_()
     gan.finite.zero_()
-    return {"step": run.step, "epoch": epoch, **means}
-
-
-def not_finite(run: Run, epoch: int) -> str:
-    """Which metric was the first that was not finite, and at which step: its sum has not been finite since."""
-    good = [int(steps) for steps in run.gan.finite.tolist()]
-    first = good.index(min(good))
-    step = run.step - run.waiting + good[first] + 1
-    return f"{run.gan.columns(run.gan.config)[first]} is not finite at step {step:,}, epoch {epoch}; {ADVICE}"
+    return {"step": run.step, "epoch": run.begun, **means}
 
 
 def make_optimizer(parameters: list[nn.Parameter], rate: float, config: Config) -> torch.optim.Optimizer:

@@ -89,7 +89,7 @@ def own_loop(config: gan.Config, images: gan.Images, device: torch.device) -> Ca
             iterate(run.images, next(batches))
             run.count_step()
             if run.waiting == gan.LOG_EVERY:
-                gan.means_of(run, run.epoch)  # for which the device is waited for
+                gan.means_of(run)  # for which the device is waited for
 
     return steps
 
