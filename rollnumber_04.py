@@ -896,7 +896,9 @@ def find_source(path: Path, split: str) -> Source:
     if more := extra("folders", is_needed=False):
         return more.find_source(path, split)
     if not path.is_dir():
-        raise UserError("is no folder; files of data sets take extras/, beside the script", path)
+        is_file = os.path.exists(path)
+        what = "files of data sets take extras/, beside the script" if is_file else "there is no such file or folder"
+        raise UserError(what, path)
     is_divided = (path / "train").is_dir()
     if split == "test" and not (is_divided and (path / "test").is_dir()):
         raise NoTestSplit("is not divided into train/ and test/", path)

@@ -83,11 +83,13 @@ def test_what_the_script_alone_lacks_is_a_sentence(alone):
         ["evaluate", "model.safetensors", "--data", "data"],
         ["--data", "text", "--out", "run"],
         ["--data", "set.npz", "--out", "run"],
+        ["--data", "nowhere", "--out", "run"],
     ]
     told = alone.in_turn(commands, status=2)
     assert told.count(".py: is missing; it lies beside the script where that comes from\n") == 3
     assert "extras/evaluate.py: is missing" in told
     assert "--data text: there is no image in this folder" in told
-    assert "--data set.npz: is no folder; files of data sets take extras/, beside the script" in told
+    assert "--data nowhere: there is no such file or folder" in told
+    assert "--data set.npz: files of data sets take extras/, beside the script" in told
     assert told.count("rollnumber_04.py: ") == len(commands)
     assert not (alone.folder / "run").exists()
