@@ -54,7 +54,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import closing, contextmanager, nullcontext, redirect_stdout, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
@@ -154,7 +154,7 @@ class Config:
 
     out: Path | None = option(None, "the run's folder; a new one in runs/ if omitted", saved=False, group="output")
     sample_every: int | None = option(None, "draw samples every N epochs (1) or iterations (200)", 1, 10**8)
-    save_every: int | None = option(None, "keep a checkpoint every N epochs (10) or iterations (2000)", 1, 10**8)
+    save_every: int | None = option(None, "keep a checkpoint every N (10, or 10 times --sample-every)", 1, 10**8)
     evaluate_every: int = option(
         0, "measure FID every N epochs or iterations; 0 is never", 0, 10**8, group="evaluation"
     )
@@ -174,6 +174,8 @@ class Config:
 
     def check(self) -> None:
         """Raise UserError for options that do not go together."""
+        if not (self.epochs or self.iterations):
+            raise UserError("is missing, and so is --iterations", "--epochs")
         needs = {"class_weight": "multitask", "validation_split": "multitask"}
         needs |= dict.fromkeys(("evaluate_samples", "inception_weights"), "evaluate_every")
         for name, other in needs.items():
@@ -209,12 +211,7 @@ class BaseGenerator(nn.Module):
         """
         if n < 1:
             raise UserError("is not a number of images", f"generate({n})")
-        pieces = stream(self, n, label, seed, truncation)
-        first = next(pieces)
-        images = np.empty((n, *first.shape[1:]), np.uint8)  # beforehand: pieces kept would hold the memory between them
-        for k, piece in enumerate(itertools.chain([first], pieces)):
-            images[k * GENERATE_BATCH :][: len(piece)] = piece
-        return images
+        return collected(stream(self, n, label, seed, truncation), n)
 
     def labels(self, label: int | str | None, start: int, count: int) -> np.ndarray | None:
         """The labels, int64 count, of images start … of `generate`; None if it cannot be told classes."""
@@ -374,7 +371,7 @@ def fit(run: Run, signals: Sequence[int]) -> None:
         progress_bar(initial=run.step * run.of_step, total=run.total * run.of_step, unit="img") as bar,
     ):
         begin_or_redraw(run, log)
-        iterate = launcher(gan, run.images)  # gan.iterate, or on a GPU what extras/speed.py makes of it
+        iterate = launcher(gan)  # gan.iterate, or on a GPU what extras/speed.py makes of it
         began, first = time.perf_counter(), run.step
         for index in batches(run):
             # Several processes agree by a message, for which a GPU is waited for: only after a row, as for the row.
@@ -384,7 +381,7 @@ def fit(run: Run, signals: Sequence[int]) -> None:
             ends = run.count_step()
             if not ends and run.waiting < LOG_EVERY:
                 continue
-            row = means_of(run)  # the one wait for a GPU
+            row = take_means(run)  # the one wait for a GPU
             seconds = time.perf_counter() - began
             row["images_per_s"], run.seconds = (run.step - first) * run.of_step / seconds, run.seconds + seconds
             show_progress(bar, run, row)
@@ -510,7 +507,7 @@ class GAN(nn.Module):
     def batch(self, images: Images, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """What `step` takes: real images float32 B×C×S×S in (-1, 1), and for a head their labels."""
         real = real_batch(images.pixels, index[0], self.config.flip, self.rng)
-        return real, images.labels[index[0]].to(real.device, non_blocking=True) if self.config.multitask else None
+        return real, images.labels[index[0]] if self.config.multitask else None
 
     def noise(self, count: int) -> Tensor:
         """Fresh noise z from N(0, 1), count×latent_dim."""
@@ -651,14 +648,14 @@ class Run:
         return self.gan.config.batch_size * self.gan.config.d_steps * process_count()
 
     @property
-    def begun(self) -> int:
+    def epochs_begun(self) -> int:
         """How many epochs are done or begun."""
         return self.epoch + (self.seen > 0)
 
     @property
     def number(self) -> int:
         """What files are numbered by: epochs done or begun, or with --iterations steps."""
-        return self.step if self.gan.config.iterations else self.begun
+        return self.step if self.gan.config.iterations else self.epochs_begun
 
     def count_step(self) -> bool:
         """Count a step that is done; returns whether an interval ends with it, after which samples are drawn."""
@@ -669,7 +666,7 @@ class Run:
         return self.step == self.total or (self.step % config.intervals[0] == 0 if config.iterations else is_epoch)
 
 
-def means_of(run: Run) -> dict[str, Any]:
+def take_means(run: Run) -> dict[str, Any]:
     """The means of the metrics since the last row of log.csv, as the next row; the sums begin again.
 
     Raises UserError (status 1) that names the first metric which was not finite: its sum has not been finite since.
@@ -679,12 +676,13 @@ def means_of(run: Run) -> dict[str, Any]:
     if not gan.sums.isfinite().all():
         good = [int(steps) for steps in gan.finite.tolist()]
         metric, step = names[good.index(min(good))], run.step - run.waiting + min(good) + 1
-        raise UserError(f"{metric} is not finite at step {step:,}, epoch {run.begun}; {ADVICE}", status=1, common=True)
+        where = f"step {step:,}" if gan.config.iterations else f"step {step:,}, epoch {run.epochs_begun}"
+        raise UserError(f"{metric} is not finite at {where}; {ADVICE}", status=1, common=True)
     means = dict(zip(names, (gan.sums / run.waiting).tolist(), strict=True))
     run.waiting = 0
     gan.sums.zero_()
     gan.finite.zero_()
-    return {"step": run.step, "epoch": run.begun, **means}
+    return {"step": run.step, "epoch": run.epochs_begun, **means}
 
 
 def make_optimizer(parameters: list[nn.Parameter], rate: float, config: Config) -> torch.optim.Optimizer:
@@ -785,12 +783,12 @@ def memory_format(device: str | torch.device) -> torch.memory_format:
     return torch.contiguous_format if torch.device(device).type == "mps" else torch.channels_last
 
 
-def launcher(gan: GAN, images: Images) -> Callable[[Images, Tensor], None]:
+def launcher(gan: GAN) -> Callable[[Images, Tensor], None]:
     """What does a step: `gan.iterate`, or what extras/speed.py makes of it: compiled, or a CUDA graph."""
     launch, on_cuda = gan.config.launch, gan.sums.device.type == "cuda"
     wants_speed = launch == "compiled" or (launch == "graph" and on_cuda)
     speed = extra("speed", is_needed=launch == "compiled") if wants_speed else None
-    return speed.Launcher(gan, images) if speed else gan.iterate
+    return speed.Launcher(gan) if speed else gan.iterate
 
 
 # Several processes, which `torchrun` starts and extras/processes.py joins, train one run together. Only rank 0 prints
@@ -895,17 +893,19 @@ def find_source(path: Path, split: str) -> Source:
     """
     if more := extra("folders", is_needed=False):
         return more.find_source(path, split)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         is_file = os.path.exists(path)
         what = "files of data sets take extras/, beside the script" if is_file else "there is no such file or folder"
         raise UserError(what, path)
-    is_divided = (path / "train").is_dir()
-    if split == "test" and not (is_divided and (path / "test").is_dir()):
+    names = {folder.name for folder in path.iterdir() if folder.is_dir() and not is_hidden(folder)}
+    is_divided = names in ({"train"}, {"train", "test"})
+    if "train" not in names and any((path / name / "train").is_dir() or name == "test" for name in names):
+        raise UserError("name a folder that holds train/ and test/", path)
+    if split == "test" and not (is_divided and "test" in names):
         raise NoTestSplit("is not divided into train/ and test/", path)
     root = path / split if is_divided else path
-    classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and folder.name[0] not in "._")
-    folders = [[*sorted((root / name).rglob("*"))] for name in classes or ["."]]
-    found = [[file for file in files if file.suffix.lower() in IMAGE_SUFFIXES] for files in folders]
+    classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not is_hidden(folder))
+    found = [image_files(root / name) for name in classes or ["."]]
     if not all(found):
         what = "there is no image in this folder; files of data sets take extras/, beside the script"
         raise UserError(what, root / classes[found.index([])] if classes else root)
@@ -913,19 +913,39 @@ def find_source(path: Path, split: str) -> Source:
     return Source([*itertools.chain(*found)], labels, tuple(map(class_name, classes)), str(path))
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a file or folder is not meant for people: .thumbs, __MACOSX."""
+    return path.name.startswith((".", "__"))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files in a folder and below it, in a fixed order."""
+    inside = sorted(path for path in folder.iterdir() if not is_hidden(path))
+    return [
+        file
+        for path in inside
+        for file in (image_files(path) if path.is_dir() else [path])
+        if file.suffix.lower() in IMAGE_SUFFIXES
+    ]
+
+
 def decode_source(source: Source, size: int | None = None, skip_unreadable: bool | None = None) -> Images:
     """Decode a set at a size, or at the first image's own as far as the networks make it. Raises UserError.
 
     extras/folders.py chooses the size by all images, knows more kinds of pixels, and can leave damaged images out.
+    `skip_unreadable` is None where a command has no such option.
     """
     if more := extra("folders", is_needed=False):
         return more.decode_source(source, size, skip_unreadable)
     if not size:
-        with suppress(OSError), Image.open(source.items[0]) as first:  # decoding will say what is wrong with it
-            size = max((size for size in SIZES if size <= min(*first.size, 64)), default=SIZES[0])
+        # A decoder may fail in any way; decoding will say so.
+        with suppress(Exception), Image.open(source.items[0], formats=IMAGE_FORMATS) as first:
+            size = max((side for side in SIZES if side <= min(*first.size, 64)), default=SIZES[0])
     pixels, unreadable = decode(source.items, size or SIZES[0])
-    for index, what in unreadable.items():
-        raise UserError(f"{what}; --skip-unreadable takes extras/, beside the script", source.items[index])
+    if unreadable:
+        index, what = next(iter(unreadable.items()))
+        advice = "; --skip-unreadable takes extras/, beside the script" if skip_unreadable else ""
+        raise UserError(f"{what}{advice}", source.items[index])
     return as_images(pixels, source.labels, source.classes)
 
 
@@ -935,7 +955,7 @@ def decode(
     """Decode items by `read`, or files, to uint8 N×size×size×3; also {index: what is wrong} of the unreadable.
 
     A 32×32 PNG takes 0.08 ms, nearly all of it inside Python's lock: on two threads it takes 0.16. Forked workers have
-    locks of their own and start at once. Where fork is not safe (macOS, Windows) threads do it.
+    locks of their own and start at once. Where fork is not safe (macOS, Windows) threads decode larger ones.
     """
     pixels, unreadable = np.zeros((len(items), size, size, 3), np.uint8), {}
     step = max(1, min(DECODE_CHUNK, DECODE_CHUNK * 1024 // size**2))
@@ -947,7 +967,7 @@ def decode(
             min(len(chunks), workers), multiprocessing.get_context("fork"), signal.signal, ignore
         )
     else:
-        pool = ThreadPoolExecutor(workers)
+        pool = ThreadPoolExecutor(workers if size > 64 else 1)
     with pool, progress_bar(total=len(items), desc="decoding", unit="img", leave=False) as bar:
         decoded = pool.map(partial(decode_chunk, size=size, read=read or read_image), chunks)
         for start, (some, failed) in zip(range(0, len(items), step), decoded, strict=True):
@@ -973,10 +993,15 @@ def read_image(path: Path, size: int) -> Image.Image:
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(path.read_bytes()), formats=IMAGE_FORMATS))
     if image.mode[0] in "IF":
         raise ValueError("its pixels are not of 8 bits, which takes extras/, beside the script")
+    return fitted(on_white(image), size)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An image as 8-bit RGB, transparency on white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return fitted(image.convert("RGB"), size)
+    return image.convert("RGB")
 
 
 def fitted(image: Image.Image, size: int) -> Image.Image:
@@ -984,14 +1009,12 @@ def fitted(image: Image.Image, size: int) -> Image.Image:
     return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
 
 
-def as_images(
-    pixels: np.ndarray, labels: Sequence[int] | np.ndarray | None, classes: Sequence[str], found: str = ""
-) -> Images:
+def as_images(pixels: np.ndarray, labels: Sequence[int] | np.ndarray | None, classes: Sequence[str]) -> Images:
     """A set of uint8 pixels N×H×W×3; one channel stays if all are grey, however they were stored."""
     if (pixels[..., :1] == pixels).all():
         pixels = pixels[..., :1]
     pixels = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
-    found = found or describe_images(pixels.shape[3], "{1}×{2}".format(*pixels.shape))
+    found = describe_images(pixels.shape[3], "{1}×{2}".format(*pixels.shape))
     return Images(pixels, None if labels is None else torch.tensor(np.array(labels, np.int64)), tuple(classes), found)
 
 
@@ -1116,7 +1139,7 @@ def load_data(config: Config, split: str = "train") -> tuple[Config, Images, Ima
     if config.evaluate_every:
         extra("evaluate").check_enough(images, f"--evaluate-every {config.evaluate_every}")
     if not data_spread(images):
-        say(f"note: --data {config.data}: the images are all alike; the diversity of samples cannot be told")
+        say(f"note: {config.data or 'the data'}: the images are all alike; the diversity of samples cannot be told")
     return config, images, validation
 
 
@@ -1182,7 +1205,7 @@ def to_range(pixels: Tensor) -> Tensor:
 
 
 def real_batch(pixels: Tensor, index: Tensor, flip: bool, rng: torch.Generator) -> Tensor:
-    """Gather uint8 N×H×W×C as float32 B×C×H×W in (-1, 1) on rng's device; each is mirrored with chance ½ if `flip`."""
+    """Gather uint8 N×H×W×C as float32 B×C×H×W in (-1, 1); each is mirrored with chance ½ if `flip`."""
     batch = to_range(pixels[index])
     if rng.device.type == "mps":
         batch = batch.contiguous()  # see `memory_format`
@@ -1211,6 +1234,16 @@ def stream(
     """`generate` in pieces of up to GENERATE_BATCH images, for more than fit into memory."""
     for start in range(0, n, GENERATE_BATCH):
         yield draw_images(generator, *generator.inputs(seed, start, GENERATE_BATCH, label, truncation))[: n - start]
+
+
+def collected(pieces: Iterator[np.ndarray], n: int) -> np.ndarray:
+    """The n images of `stream` as one array, made beforehand: pieces that are kept would hold memory between them."""
+    first = next(pieces)
+    images, done = np.empty((n, *first.shape[1:]), np.uint8), 0
+    for piece in itertools.chain([first], pieces):
+        images[done : done + len(piece)] = piece
+        done += len(piece)
+    return images
 
 
 @torch.no_grad()
@@ -1352,7 +1385,7 @@ def epoch_row(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
     steps = np.diff([before, *(row["step"] for row in rows)])  # that each row is the mean of
     columns = run.gan.columns(run.gan.config)
     means = {name: float(np.average([row[name] for row in rows], weights=steps)) for name in columns}
-    row = {"epoch": run.begun, "step": run.step, **means, **metrics}
+    row = {"epoch": run.epochs_begun, "step": run.step, **means, **metrics}
     row |= {"images_per_s": (run.step - before) * run.of_step / run.seconds, "seconds": run.seconds}
     known = run.gan.warnings(run.epochs)
     return row | {"warning": "; ".join(w for w in run.gan.warnings([*run.epochs, row]) if w not in known)}
@@ -1436,7 +1469,7 @@ def draw_all(run: Run, snapshot: Snapshot, log: RunLog) -> None:
         due.append(partial(plot_weights, gan, number, run.step, out))
     if records := extra("records", is_needed=False):
         due += records.pictures(run, snapshot, log.board)
-    if [draw_start(run), *map(is_drawn, due)].count(False) == 0:
+    if all([draw_start(run), *map(draw_or_say, due)]):
         (out / UNDRAWN).unlink(missing_ok=True)
 
 
@@ -1447,14 +1480,14 @@ def draw_start(run: Run) -> bool:
         return True
     get_state, set_state = default_rng(gan.rng.device)
     states = torch.get_rng_state(), get_state()  # making networks seeds the random numbers of all devices
-    untrained = type(gan)(gan.config, gan.channels, gan.classes)
+    is_drawn = draw_or_say(lambda: plot_weights(type(gan)(gan.config, gan.channels, gan.classes), 0, 0, run.out))
     torch.set_rng_state(states[0])
     set_state(states[1])
-    return is_drawn(partial(plot_weights, untrained, 0, 0, run.out))
+    return is_drawn
 
 
-def is_drawn(picture: Callable[[], Any]) -> bool:
-    """Draw a picture; False, and a note, if it cannot be drawn, for no picture may end a run."""
+def draw_or_say(picture: Callable[[], Any]) -> bool:
+    """Draw a picture; if it cannot be drawn say so and return False, for no picture may end a run."""
     try:
         picture()
         return True
@@ -1647,12 +1680,16 @@ def save_output(flag: str, path: Path, data: bytes) -> None:
         raise UserError(error.strerror or str(error), f"{flag} {path}") from None
 
 
-def refuse_folder(out: Path, data: Sequence[Path]) -> None:
-    """Raise UserError if `out` cannot be a new run's folder: not empty, not a folder, not writable, among the data."""
+def refuse_folder(out: Path | None, data: Sequence[Path]) -> None:
+    """Raise UserError if `out` cannot be a new run's folder: not empty, not a folder, not writable, among the data.
+
+    None is one in runs/, whose name is found when the run begins.
+    """
     # One with a lock and no checkpoint is that of a run which was killed before it saved.
-    if os.path.isdir(out) and os.listdir(out) and (holds_checkpoint(out) or not os.path.isfile(out / ".lock")):
+    if out and os.path.isdir(out) and os.listdir(out) and (holds_checkpoint(out) or not os.path.isfile(out / ".lock")):
         what = "already holds a run or other files; name a new folder, or --resume to go on"
         raise UserError(what, f"--out {out}")
+    out = out or Path("runs")
     check_writable("--out", out)
     for folder in data:
         if os.path.isdir(folder) and out.resolve().is_relative_to(folder.resolve()):
@@ -1671,7 +1708,7 @@ def make_named_folder(name: str) -> Path:
                 path.mkdir()
                 return path
     except OSError as error:
-        raise UserError(f"{error.strerror}", f"--out {error.filename}") from None
+        raise UserError(error.strerror or str(error), f"--out {error.filename}") from None
 
 
 def check_writable(flag: str, path: Path) -> None:
@@ -1758,8 +1795,8 @@ def save_run(run: Run, numbered: bool = False, best: bool = False) -> None:
         "optimizers": {name: optimizer.state_dict()["state"] for name, optimizer in gan.optimizers.items()},
         "progress": {name: getattr(run, name) for name in PROGRESS},
     }
-    if wrong := not_finite_in(state, "state"):
-        what = f"its {wrong} holds numbers that are not finite at step {run.step:,}, epoch {run.begun}; {ADVICE}"
+    if wrong := not_finite_in(state, "the run's state"):
+        what = f"{wrong} holds numbers that are not finite at step {run.step:,}, epoch {run.epochs_begun}; {ADVICE}"
         raise UserError(what, status=1)
     state |= {"ranks": ranks, "log": run.log, "epochs": run.epochs}
     about = {"format": CHECKPOINT_FORMAT, "kind": kind_of(gan), "channels": gan.channels, "classes": [*gan.classes]}
@@ -1804,19 +1841,20 @@ def load_kind(kind: Any, path: object) -> type[GAN]:
     try:
         return getattr(importlib.import_module(kind), KINDS[kind])
     except ModuleNotFoundError as error:
-        if error.name not in ("labs", kind):
+        if error.name not in ("labs", "extras", kind):
             raise
-        file = kind.replace(".", "/") + ".py"
-        what = f"is of a lab; {file}, which lies beside the script where that comes from, is missing"
+        what = f"is of {kind}; {error.name}, which lies beside the script where that comes from, is missing"
         raise UserError(what, path) from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint, plain containers and tensors only: the file can run no code. Raises UserError."""
-    checks = extra("checks", is_needed=False)
     try:
-        if checks:
-            checks.check_archive(path)
+        with zipfile.ZipFile(path) as archive:  # torch itself checks neither sizes nor checksums
+            if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                raise ValueError("it unpacks to more than it holds")
+            if damaged := archive.testzip():
+                raise ValueError(f"its part {damaged} is damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive may fail in any of its parts, with any exception
         raise UserError(f"not a whole checkpoint ({complaint(error)})"[:300], path) from None
@@ -1824,7 +1862,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError("not a checkpoint of this program", path)
     if saved["format"] != CHECKPOINT_FORMAT:
         raise UserError(f"not a checkpoint of this version of the program, {CHECKPOINT_FORMAT!r}", path)
-    if checks:
+    if checks := extra("checks", is_needed=False):
         checks.check_parts(saved, path)
     return saved
 
@@ -1836,6 +1874,8 @@ def restore(run: Run, saved: dict[str, Any], path: Path) -> None:
         raise UserError(f"its classes are not those of the data, {', '.join(gan.classes)}"[:300], path)
     if saved["channels"] != gan.channels:
         raise UserError(f"its images have {saved['channels']} channels, those of the data {gan.channels}", path)
+    if gan.config.validation_split != saved["options"].get("validation_split"):
+        raise UserError(f"its test images are gone, on which {path} was validated", f"--data {gan.config.data}")
     try:
         gan.load_state_dict(saved["model"])
         if saved["options"].get("optimizer", gan.config.optimizer) == gan.config.optimizer:
@@ -1915,7 +1955,8 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
     if checks := extra("checks", is_needed=False):
         known = checks.checked_arguments(networks[name], known, weights, name, path)
     try:
-        network = networks[name](**known)
+        parameters = inspect.signature(networks[name]).parameters  # earlier versions had more, which say nothing
+        network = networks[name](**{key: value for key, value in known.items() if key in parameters})
         network.load_state_dict(weights)
     except (TypeError, RuntimeError, UserError) as error:
         what = f"its {name} is not one that is made here ({complaint(error)})"
@@ -2037,7 +2078,8 @@ def build_parser(kind: type[GAN]) -> Parser:
             group = parser.add_argument_group(limits["group"])
         if name in kind.Config.without:
             continue
-        says = limits["help"] + (f" ({part.default})" if part.default not in (None, False, 0) else "")
+        is_told = part.default is not None and part.default is not False
+        says = limits["help"] + f" ({part.default})" * is_told
         word = limits["word"] or {int: "N", float: "X", Path: "PATH"}.get(values[name])
         how: dict[str, Any] = dict(type=partial(read_value, kind=values[name], limits=limits), metavar=word)
         if values[name] is bool:  # a resumed run may turn off what its checkpoint has
@@ -2128,9 +2170,9 @@ def resumed(kind: type[GAN], given: dict[str, Any]) -> Config:
             has = f"no {flag_of(part.name)}" if old is None else flag_of(part.name, old)
             raise UserError(f"the checkpoint {path} has {has}", flag_of(part.name, new))
         say(f"note: {flag_of(part.name)} {old} in the checkpoint, {new} now")
-    if given["resume"] is not True and goes_on(config) and path.name != "last.pt":
+    if goes_on(config) and path.name != "last.pt":
         step = saved["progress"]["step"]
-        say(f"note: {config.out} goes back to step {step:,}; what the run wrote after it is written again")
+        say(f"note: {config.out} goes on from step {step:,}; if it wrote anything after that, it writes it again")
     return config
 
 
@@ -2144,7 +2186,8 @@ def find_checkpoint(resume: Path | bool, out: Path | None) -> tuple[Path, dict[s
     path = out if resume is True else resume
     if os.path.isfile(path):  # unlike Path's, this takes names of any length
         return path, load_checkpoint(path)
-    others = sorted(path.glob("checkpoints/*_*.pt"), key=lambda file: (os.path.getmtime(file), file), reverse=True)
+    numbered = path.glob("checkpoints/*_*.pt") if os.path.isdir(path) else ()
+    others = sorted(numbered, key=lambda file: (os.path.getmtime(file), file), reverse=True)
     candidates = [file for file in (path / "checkpoints" / "last.pt", *others) if os.path.isfile(file)]
     for file, following in itertools.zip_longest(candidates, candidates[1:]):
         try:
@@ -2166,15 +2209,14 @@ def train(config: Config, kind: type[GAN] = GAN) -> Path:
         config = replace(config, out=config.resume.parent.parent)
     is_launched, is_new = "TORCHELASTIC_RUN_ID" in os.environ, not goes_on(config)
     joined = extra("processes").joined(config.device) if is_launched else nullcontext(choose_device(config.device))
-    with joined as device, ExitStack() as folder:
-        if not is_new and not rank():  # before the checkpoint is read, which another run may be writing
-            folder.enter_context(open_run_folder(config.out, is_new))
+    read = config.resume.stat().st_mtime_ns if config.resume else 0
+    with joined as device:
         run = prepare(config, kind, device)
         if run is None:
             return config.out
-        if is_new and not rank():
-            folder.enter_context(open_run_folder(run.out, is_new))
-        with noted_signals() as signals:
+        with nullcontext() if rank() else open_run_folder(run.out, is_new), noted_signals() as signals:
+            if not is_new and not rank() and config.resume.stat().st_mtime_ns != read:
+                raise UserError("another run has just written it; resume again", f"--resume {config.resume}")
             try:
                 fit(run, signals)
             except Stopped as stop:
@@ -2189,7 +2231,7 @@ def train(config: Config, kind: type[GAN] = GAN) -> Path:
                 about = flag_of("batch_size", run.gan.config.batch_size)
                 raise UserError(f"not enough memory on {device}: {advice}", about) from None
             if run.step < run.total:
-                what = f"interrupted at step {run.step:,}, epoch {run.begun}; {how_to_go_on(run)}"
+                what = f"interrupted at step {run.step:,}, epoch {run.epochs_begun}; {how_to_go_on(run)}"
                 raise UserError(what, status=128 + (signals or [signal.SIGTERM])[0], common=True)
     say(f"done       {plural(run.step, 'step')}; this time {clock(time.perf_counter() - begun)}")
     if speed := extra("speed", is_needed=False):
@@ -2210,7 +2252,7 @@ def prepare(config: Config, kind: type[GAN], device: torch.device) -> Run | None
         return None
     if is_new and not rank():
         given = (getattr(config, part.name) for part in fields(config) if part.metadata["saved"])
-        refuse_folder(config.out or Path("runs", "new"), [value for value in given if isinstance(value, Path)])
+        refuse_folder(config.out, [value for value in given if isinstance(value, Path)])
     if config.launch == "compiled":
         extra("speed").check_compiler(device)
     config, images, validation = settle(config, kind, device)
@@ -2233,6 +2275,7 @@ def prepare(config: Config, kind: type[GAN], device: torch.device) -> Run | None
         restore(run, saved, config.resume)
         if checks := extra("checks", is_needed=False):
             checks.check_comparable(run, saved, config.resume)
+        facts["fid"] = fid_facts or saved["options"].get("fid", {})  # a pause of the measuring forgets no condition
         run.is_whole = not is_new and saved["options"].get("seed") == config.seed
     of_epoch = len(images.pixels) // run.of_step
     rest = (len(images.pixels) - run.seen) // run.of_step  # steps of the epoch under way
@@ -2244,7 +2287,7 @@ def prepare(config: Config, kind: type[GAN], device: torch.device) -> Run | None
         say(f"note: the run is planned for {run.total:,} steps, not as before: {jump}")
     run.images = on_device(images, device)
     run.out = config.out or broadcast(None if rank() else make_named_folder(kind_of(kind).removeprefix("labs.")))
-    announce(run, device, of_epoch)
+    announce(run, of_epoch)
     return run
 
 
@@ -2264,7 +2307,8 @@ def settle(config: Config, kind: type[GAN], device: torch.device) -> tuple[Confi
     count, share, size = len(images.pixels), config.d_steps * process_count(), config.batch_size
     least = type(config).__dataclass_fields__["batch_size"].metadata["low"]
     if count < least * share:
-        raise UserError(f"training needs at least {least * share} images, found {count}", f"--data {config.data}")
+        about = f"--data {config.data}" if config.data else ""
+        raise UserError(f"training needs at least {least * share} images, found {count}", about)
     if size * share > count:
         times = f" times {config.d_steps} steps of D" if config.d_steps > 1 else ""
         times += f" times {process_count()} processes" if process_count() > 1 else ""
@@ -2272,7 +2316,7 @@ def settle(config: Config, kind: type[GAN], device: torch.device) -> tuple[Confi
     return replace(config, batch_size=min(size, count // share)), images, validation
 
 
-def announce(run: Run, device: torch.device, of_epoch: int) -> None:
+def announce(run: Run, of_epoch: int) -> None:
     """A run's first lines: device, precision, data, networks, what is trained and how long, seed, output folder."""
     gan, config, facts = run.gan, run.gan.config, run.facts
     times = f"{process_count()} × " if process_count() > 1 else ""
@@ -2280,7 +2324,8 @@ def announce(run: Run, device: torch.device, of_epoch: int) -> None:
     say(f"device     {times}{facts['device_name']}, {config.precision}{compiled}, torch {torch.__version__}")
     for name, images in gan.sets(run.images).items():
         what = describe_images(images.pixels.shape[3], "{0}×{0}".format(images.pixels.shape[1]))
-        classes = f" in {len(images.classes)} classes: {listed(images.classes)}" if images.classes else ", no labels"
+        count = "one class" if len(images.classes) == 1 else f"{len(images.classes)} classes"
+        classes = f" in {count}: {listed(images.classes)}" if images.classes else ", no labels"
         say(f"data       {name}: {len(images.pixels):,} {what}{classes}")
     if run.validation:
         counts = " and ".join(f"{len(part.pixels):,}" for part in gan.sets(run.validation).values())
@@ -2368,43 +2413,51 @@ def generate(argv: Sequence[str], program: str) -> Path:
     add("--label", metavar="CLASS", help="name or number of the class to draw; all classes in turn if omitted")
     add("--out", type=some_path, required=True, metavar="PATH", help="x.png (a sheet), x.npz or a new folder")
     options = parser.parse_args(argv)
-    out, count, label, kind = options.out, options.count, options.label, options.out.suffix.lower()
-    if kind not in ("", ".png", ".npz"):
+    out, count, label, suffix = options.out, options.count, options.label, options.out.suffix.lower()
+    if suffix not in ("", ".png", ".npz"):
         raise UserError("must end in .png or .npz, or name a folder without a dot", f"--out {out}")
-    if kind == ".png" and count > 10_000:
+    if suffix == ".png" and count > 10_000:
         raise UserError("a sheet holds 10,000; --out x.npz or a folder takes more", f"--count {count}")
-    if out.is_dir() and (kind or any(out.iterdir())):
-        raise UserError("is a folder" if kind else "the folder is not empty", f"--out {out}")
+    if out.is_dir() and (suffix or any(out.iterdir())):
+        raise UserError("is a folder" if suffix else "the folder is not empty", f"--out {out}")
     generator = load_generator(options.model, choose_device(options.device))
     with named("--label"):
         labels = generator.labels(label, 0, count)
-    drawn = (label, options.seed, options.truncation)
+    pieces = with_bar(stream(generator, count, label, options.seed, options.truncation), count)
     try:
-        if kind:
-            images, bytes_of = generator.generate(count, *drawn), io.BytesIO()
-            if kind == ".png":
-                sheet(images, sheet_columns(generator, count) if label is None else None).save(bytes_of, "PNG")
+        if suffix:
+            images, file = collected(pieces, count), io.BytesIO()
+            if suffix == ".png":
+                sheet(images, sheet_columns(generator, count) if label is None else None).save(file, "PNG")
             else:
                 of_class = {"labels": labels, "classes": np.array(generator.classes)} if generator.classes else {}
-                np.savez_compressed(bytes_of, images=images, **of_class)
-            save_output("--out", out, bytes_of.getvalue())
+                np.savez_compressed(file, images=images, **of_class)
+            save_output("--out", out, file.getvalue())
         else:
             names = (out / f"{i:06d}.png" for i in itertools.count())
-            for piece in stream(generator, count, *drawn):
+            for piece in pieces:
                 out.mkdir(parents=True, exist_ok=True)  # not before the first images can be drawn
                 for image in piece:
                     Image.fromarray(image).save(next(names))
     except KeyboardInterrupt:
-        if not kind:
+        if not suffix:
             say(f"{out} holds the first of the {count:,} images")
         raise
     except MemoryError:
         raise UserError("do not fit into memory; --out folder/ takes any number", f"--count {count}") from None
     except OSError as error:
         raise UserError(f"{error.strerror or error}", f"--out {out}") from None
-    of_class = f" of class {generator.classes[labels[0]]}" if label is not None else ""
-    say(f"{plural(count, 'image')}{of_class} of {options.model}, seed {options.seed}: {out}")
+    which = f" of class {generator.classes[labels[0]]}" if label is not None else ""
+    say(f"{plural(count, 'image')}{which} of {options.model}, seed {options.seed}: {out}")
     return out
+
+
+def with_bar(pieces: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """The same pieces of so many images, with a bar that shows how far they are."""
+    with progress_bar(total=count, unit="img", leave=False) as bar:
+        for piece in pieces:
+            yield piece
+            bar.update(len(piece))
 
 
 def classify(argv: Sequence[str], program: str) -> None:
@@ -2449,7 +2502,7 @@ def find_to_classify(paths: Sequence[Path]) -> Source:
         for path in paths:
             if not os.path.isfile(path):
                 what = "is a folder; give it alone" if os.path.isdir(path) else "there is no such image file"
-                raise UserError(f"{what}", path)
+                raise UserError(what, path)
         return Source(paths, where=f"{paths[0]} …" if len(paths) > 1 else str(paths[0]))
     try:
         return find_source(paths[0], "test")
@@ -2581,19 +2634,24 @@ def exit_with(main: Callable[[], int]) -> None:
     sys.exit(status)
 
 
-def main(argv: Sequence[str] | None = None, kind: str = "rollnumber_04") -> int:
-    """Run a command line of this script, or of the lab that is a `kind`; returns its exit status."""
+def main(argv: Sequence[str] | None = None, name: str = "rollnumber_04") -> int:
+    """Run a command line of this script, or of the lab of a name in KINDS; returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    with told(kind if kind != "rollnumber_04" else f"{kind}.py") as status:
-        model, command = load_kind(kind, kind), argv[0] if argv else ""
-        known = commands_of(model)
+    with told(name if name != "rollnumber_04" else f"{name}.py") as status:
+        kind, command = load_kind(name, name), argv[0] if argv else ""
+        known = commands_of(kind)
         if command in known:
             known[command](argv[1:])
         elif command and command[0] != "-" and command != "train":
             raise UserError(f"is no command; there are {', '.join(('train', *known))}", command)
         else:
-            train(config_from(argv[command == "train" :], model), model)
+            train(config_from(argv[command == "train" :], kind), kind)
     return status[0]
+
+
+def run_extra(file: str, name: str, program: str, argv: Sequence[str]) -> None:
+    """A command that a file of extras/ has."""
+    getattr(extra(file), name)(argv, program)
 
 
 def commands_of(kind: type[GAN]) -> dict[str, Callable[[list[str]], Any]]:
@@ -2602,8 +2660,7 @@ def commands_of(kind: type[GAN]) -> dict[str, Callable[[list[str]], Any]]:
     found: dict[str, Callable[[list[str]], Any]] = {}
     if "generator" in kind.networks:
         found["generate"] = partial(generate, program=program)
-        for name, file in COMMANDS.items():
-            found[name] = lambda words, name=name, file=file: getattr(extra(file), name)(words, program)
+        found |= {name: partial(run_extra, file, name, program) for name, file in COMMANDS.items()}
     if kind is GAN:
         found["classify"] = partial(classify, program=program)
     return found | kind.commands

@@ -27,7 +27,7 @@ WIDE = "--width-g 256 --width-d 256 --lr-d 2e-4 --d-steps 4 --ema 400000 --augme
 def steps_per_second(config: gan.Config, warm_up: int, timed: int) -> float:
     """How many steps a second a run makes, once it is warm; nothing of it is written. Raises UserError."""
     run = gan.prepare(config, BigGAN, gan.choose_device(config.device))
-    step = gan.launcher(run.gan, run.images)
+    step = gan.launcher(run.gan)
     for steps in (warm_up, timed):
         begun = time.perf_counter()
         for index in itertools.islice(gan.batches(run), steps):

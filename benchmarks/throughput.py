@@ -82,14 +82,14 @@ def own_loop(config: gan.Config, images: gan.Images, device: torch.device) -> Ca
     """A function that does so many steps of this tool's loop, `fit` in rollnumber_04.py, without its files."""
     model = gan.GAN(config, images.pixels.shape[3]).on(device)
     run = gan.Run(model, gan.on_device(images, device), None, None, {}, total=sys.maxsize)
-    iterate, batches = gan.launcher(model, run.images), gan.batches(run)
+    iterate, batches = gan.launcher(model), gan.batches(run)
 
     def steps(count: int) -> None:
         for _ in range(count):
             iterate(run.images, next(batches))
             run.count_step()
             if run.waiting == gan.LOG_EVERY:
-                gan.means_of(run)  # for which the device is waited for
+                gan.take_means(run)  # for which the device is waited for
 
     return steps
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,17 +21,6 @@ UNSAID = {  # what models from before the labs had files of their own say of the
     "latent": ["normal"], "init": ["normal"], "dropout": [0.0], "classes": [[]],
     "bias": [False], "conditional": [False], "spectral_norm": [False],
 }  # fmt: skip
-
-
-def check_archive(path: Path) -> None:
-    """Raise ValueError, or what zipfile raises, for a damaged archive: torch itself checks neither sizes nor sums."""
-    if not zipfile.is_zipfile(path):
-        raise ValueError("it is not of torch's format")
-    with zipfile.ZipFile(path) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
-            raise ValueError("it unpacks to more than it holds")
-        if damaged := archive.testzip():
-            raise ValueError(f"its part {damaged} is damaged")
 
 
 def check_parts(saved: dict[str, Any], path: Path) -> None:
@@ -162,8 +149,6 @@ def check_comparable(run: Run, saved: dict[str, Any], path: Path) -> None:
     is_same = saved["options"].get("data_fingerprint") == run.facts["data_fingerprint"]
     if is_same and saved["progress"]["seen"] > len(run.images.pixels):
         raise UserError("has seen more images of its epoch than there are", path)
-    if run.gan.config.validation_split != saved["options"].get("validation_split"):
-        raise UserError(f"its test images are gone, on which {path} was validated", f"--data {run.gan.config.data}")
     before, now = saved["options"].get("fid"), run.facts["fid"]
     before = before if isinstance(before, dict) else {}
     was, becomes = ([fid.get(name) for name in ("n_fake", "n_real", "weights")] for fid in (before, now))
@@ -172,4 +157,3 @@ def check_comparable(run: Run, saved: dict[str, Any], path: Path) -> None:
         what = f"the FIDs of {path} are of others, {of}, and cannot be compared; --evaluate-every 0 turns them off"
         about = "--evaluate-every" if was[0] == becomes[0] else gan.flag_of("evaluate_samples", becomes[0])
         raise UserError(what[:400], about)
-    run.facts["fid"] = now or before  # a pause forgets no condition

@@ -173,7 +173,7 @@ def as_drawn(images: Images, channels: int, flag: str) -> tuple[Images, dict[str
     """Real images with the channels of a model's, enough for an FID; and what they are and were. Raises UserError."""
     check_enough(images, flag)
     side = images.pixels.shape[1]
-    drawn = f"{'grey' if channels == 1 else 'colour'} images of {side}×{side}"
+    drawn = gan.describe_images(channels, f"{side}×{side}")
     found = images.found or drawn
     if found != drawn:
         gan.say(f"note: the data has {found}; it is measured as the model draws, {drawn}")
@@ -353,7 +353,7 @@ def judge_samples(
     run = gan.Run(model, gan.on_device(images, device), held, None, {})
     run.total = JUDGE_EPOCHS * (len(images.pixels) // run.of_step)
     with gan.progress_bar(total=run.total, desc="classifier", unit="step", leave=False) as bar:
-        iterate = gan.launcher(model, run.images)
+        iterate = gan.launcher(model)
         for index in gan.batches(run):
             iterate(run.images, index)
             run.count_step()

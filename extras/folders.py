@@ -57,7 +57,7 @@ def find_source(path: Path, split: str) -> Source:
     except FileNotFoundError:
         raise UserError("there is no such file or folder", path) from None
     except OSError as error:
-        raise UserError(f"{error.strerror}", error.filename or path) from None
+        raise UserError(error.strerror or str(error), error.filename or path) from None
 
 
 def decode_source(source: Source, size: int | None = None, skip_unreadable: bool | None = None) -> Images:
@@ -96,7 +96,7 @@ def decode_source(source: Source, size: int | None = None, skip_unreadable: bool
             occurring, labels = np.unique(np.array(labels)[keep], return_inverse=True)
             classes = tuple(classes[i] for i in occurring)
     images = gan.as_images(pixels, labels, classes)
-    return replace(images, found=gan.describe_images(images.pixels.shape[3], span_of(images, sizes, source.where)))
+    return replace(images, found=gan.describe_images(images.pixels.shape[3], noted_span(images, sizes, source.where)))
 
 
 def decode(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, dict[int, str]]:
@@ -109,7 +109,7 @@ def decode(items: Sequence[Path] | np.ndarray, size: int) -> tuple[np.ndarray, d
         raise UserError(f"{len(items):,} images of {size}×{size} do not fit into memory") from None
 
 
-def span_of(images: Images, sizes: Counter[tuple[int, int]], where: str) -> str:
+def noted_span(images: Images, sizes: Counter[tuple[int, int]], where: str) -> str:
     """The sizes that a set's images had, "20×30 … 64×64"; says if they differ, or if they use few of the values."""
     least, most = (choose(sizes, key=lambda size: (math.prod(size), size)) for choose in (min, max))
     span, side = "{}×{}".format(*least), images.pixels.shape[1]
@@ -159,7 +159,7 @@ def find_images(path: Path, split: str) -> Source:
         if left_out:
             raise UserError(f"nothing in it is an image that is known here: {formats.counted(left_out)}", path)
         what = "there is no image in this folder" if os.listdir(path) else "this folder is empty"
-        raise UserError(f"{what}", path)
+        raise UserError(what, path)
     if split == "test":
         raise NoTestSplit("is not divided into train/ and test/", path)
     if not any(members.values()):
@@ -212,7 +212,7 @@ def find_split(train: Path, folder: Path) -> Source:
         return source
     known = tuple(map(class_name, find_images(train, "train").classes))
     try:
-        return renumbered(source, known)
+        return renumbered_source(source, known)
     except KeyError as stray:
         raise UserError(f"class {stray.args[0]} is not in {train}", folder) from None
 
@@ -225,7 +225,7 @@ def within_split(folder: Path) -> Path:
     return within_split(inner[0]) if is_same else folder
 
 
-def renumbered(source: Source, known: Sequence[str]) -> Source:
+def renumbered_source(source: Source, known: Sequence[str]) -> Source:
     """A labelled set with the labels of its classes' names among the `known` ones. KeyError: the name that is not."""
     number = {name: label for label, name in enumerate(known)}
     of_label = [number[class_name(name)] for name in source.classes]
@@ -322,7 +322,4 @@ def as_rgb(image: Image.Image) -> Image.Image:
         values, clear = np.asarray(image, np.int64), image.info.get("transparency")
         grey = np.round(np.clip(values, 0, 65535) / 257).astype(np.uint8)
         image = Image.fromarray(np.where(values == clear, np.uint8(255), grey))  # the transparent grey is white
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return gan.on_white(image)

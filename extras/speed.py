@@ -46,7 +46,7 @@ def why_not_captured(model: GAN) -> str:
 class Launcher:
     """`GAN.iterate`, compiled if the options say so, and after GRAPH_AFTER iterations as a CUDA graph if it can be."""
 
-    def __init__(self, model: GAN, images: Images):
+    def __init__(self, model: GAN):
         self.model, self.captured, self.plain = model, None, 0
         if model.config.launch == "compiled":
             compile_networks(model)

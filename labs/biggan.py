@@ -301,7 +301,7 @@ class BigGAN(gan.GAN):
         return [
             (
                 gan.real_batch(images.pixels, part, self.config.flip, self.rng),
-                None if labels is None else labels[part].to(self.rng.device, non_blocking=True),
+                None if labels is None else labels[part],
             )
             for part in index
         ]

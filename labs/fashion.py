@@ -132,7 +132,7 @@ class FashionGAN(gan.GAN):
     def batch(self, images: gan.Images, index: Tensor) -> tuple[list[tuple[Tensor, Tensor]]]:
         """What `step` takes: n_critic batches of new real images, float32 B×C×28×28 in (-1, 1), with their labels B."""
         real = [gan.real_batch(images.pixels, part, False, self.rng) for part in index]
-        labels = [images.labels[part].to(self.rng.device, non_blocking=True) for part in index]
+        labels = [images.labels[part] for part in index]
         return ([*zip(real, labels, strict=True)],)
 
     def step(self, batches: list[tuple[Tensor, Tensor]]) -> list[Tensor]:

@@ -146,7 +146,7 @@ def trained(device, *words, kind=gan.GAN, make_launcher=gan.launcher, steps=12):
 def run_of(model, images, make_launcher=gan.launcher, steps=12):
     """See `trained`."""
     run = gan.Run(model, images, None, None, {}, total=steps)
-    launch = make_launcher(model, images)
+    launch = make_launcher(model)
     for index in gan.batches(run):
         launch(run.images, index)
         run.count_step()
@@ -215,10 +215,10 @@ def test_who_launches_the_steps(monkeypatch):
     on_gpu = types.SimpleNamespace(device=torch.device("cuda"))
 
     def launched(launch, sums, there_is=True):
-        monkeypatch.setattr(speed, "Launcher", lambda model, images: "launcher")
+        monkeypatch.setattr(speed, "Launcher", lambda model: "launcher")
         monkeypatch.setattr(gan, "extra", lambda name, is_needed: speed if there_is else None)
         model = types.SimpleNamespace(config=gan.Config(launch=launch), sums=sums, iterate="iterate")
-        return gan.launcher(model, None)
+        return gan.launcher(model)
 
     assert launched("graph", on_gpu) == "launcher"
     assert launched("graph", torch.zeros(1)) == "iterate"
@@ -236,9 +236,9 @@ def test_why_steps_are_not_captured(monkeypatch):
     assert "several processes" in speed.why_not_captured(run.gan)
 
 
-def kernel_by_kernel(model, images):
+def kernel_by_kernel(model):
     """The launcher that never makes a graph."""
-    launch = speed.Launcher(model, images)
+    launch = speed.Launcher(model)
     launch.may_capture = False
     return launch
 
