@@ -207,10 +207,10 @@ class BaseGenerator(nn.Module):
         """Draw n images: uint8 n×H×W (grey) or n×H×W×3 (colour). Image i of a seed does not depend on n.
 
         `label` is the name or the number of a class, if it can be told one; None: image i is of class i modulo their
-        number. `truncation` is that of `latents`. Raises UserError for a class that is none, and for n < 1.
+        number. `truncation` is that of `latents`. Raises UserError for a class that is none, n < 1 or seed < 0.
         """
-        if n < 1:
-            raise UserError("is not a number of images", f"generate({n})")
+        if n < 1 or n != int(n) or seed < 0:
+            raise UserError(f"takes n of 1 or more and a seed of 0 or more, not {n} and {seed}", "generate")
         return collected(stream(self, n, label, seed, truncation), n)
 
     def labels(self, label: int | str | None, start: int, count: int) -> np.ndarray | None:
@@ -1503,7 +1503,7 @@ def own_style() -> Iterator[None]:
     try:
         import matplotlib
     except Exception as error:  # it is missing, or broken, or its settings cannot be read
-        raise UserError(f"pictures need matplotlib (pip install matplotlib): {complaint(error)}"[:300]) from None
+        raise UserError(f"pictures need matplotlib, which does not work here ({complaint(error)})"[:300]) from None
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of settings that matplotlib is about to give up, of letters a font lacks
         # A figure that is saved uses no backend, the one setting that the context would not put back.
@@ -1718,7 +1718,7 @@ def check_writable(flag: str, path: Path) -> None:
         with tempfile.TemporaryFile(dir=above):  # the permissions alone do not tell
             pass
     except OSError:
-        raise UserError(f"{above} is not a folder that can be written to", f"{flag} {path}") from None
+        raise UserError(f"{above.resolve()} is not a folder that can be written to", f"{flag} {path}") from None
 
 
 def holds_checkpoint(out: Path) -> bool:
@@ -1849,6 +1849,10 @@ def load_kind(kind: Any, path: object) -> type[GAN]:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint, plain containers and tensors only: the file can run no code. Raises UserError."""
+    if not zipfile.is_zipfile(path):
+        is_model = path.suffix == ".safetensors"
+        what = "a model; a run goes on from a .pt" if is_model else "it is cut short, or something else"
+        raise UserError(f"not a whole checkpoint: {what}", path)
     try:
         with zipfile.ZipFile(path) as archive:  # torch itself checks neither sizes nor checksums
             if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
@@ -1930,7 +1934,8 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
     Raises UserError.
     """
     if not os.path.isfile(path):
-        raise UserError("there is no such model", path)
+        what = "is a folder; name a model in it, such as generator.safetensors"
+        raise UserError(what if os.path.isdir(path) else "there is no such model", path)
     if zipfile.is_zipfile(path):
         saved = load_checkpoint(Path(path))
         kind, architecture, tensors = saved["kind"], saved["architecture"], saved["model"]
@@ -1949,7 +1954,7 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
     if not isinstance(known, dict) or name not in networks:
         has = listed([*map(printable, architecture)]) if isinstance(architecture, dict) else "nothing"
         advice = "; a run with --multitask saves one" if name == "discriminator" and kind == "rollnumber_04" else ""
-        raise UserError(f"holds {has} of {kind}, and no {name}{advice}", path)
+        raise UserError(f"is of {kind} and holds {has}, but no {name}{advice}", path)
     prefix = next((p for p in (f"averages.{name}.", f"{name}.") if any(str(k).startswith(p) for k in tensors)), "-")
     weights = {key.removeprefix(prefix): tensors[key] for key in tensors if str(key).startswith(prefix)}
     if checks := extra("checks", is_needed=False):
@@ -2169,10 +2174,11 @@ def resumed(kind: type[GAN], given: dict[str, Any]) -> Config:
         if part.metadata["fixed"]:
             has = f"no {flag_of(part.name)}" if old is None else flag_of(part.name, old)
             raise UserError(f"the checkpoint {path} has {has}", flag_of(part.name, new))
+        old, new = ("unset" if value is None else value for value in (old, new))
         say(f"note: {flag_of(part.name)} {old} in the checkpoint, {new} now")
     if goes_on(config) and path.name != "last.pt":
         step = saved["progress"]["step"]
-        say(f"note: {config.out} goes on from step {step:,}; if it wrote anything after that, it writes it again")
+        say(f"note: {config.out} goes on from step {step:,}; files of later steps stay until it comes to them")
     return config
 
 
@@ -2204,9 +2210,10 @@ def find_checkpoint(resume: Path | bool, out: Path | None) -> tuple[Path, dict[s
 def train(config: Config, kind: type[GAN] = GAN) -> Path:
     """Train as the options say; returns the run's folder. Bad input: UserError."""
     begun = time.perf_counter()
+    if config.resume and config.seed is None:  # made in Python: what is not a default is what is given
+        values, defaults = vars(config), vars(type(config)())
+        config = resumed(kind, {name: value for name, value in values.items() if value != defaults[name]})
     check_options(config)
-    if config.resume and not config.out:
-        config = replace(config, out=config.resume.parent.parent)
     is_launched, is_new = "TORCHELASTIC_RUN_ID" in os.environ, not goes_on(config)
     joined = extra("processes").joined(config.device) if is_launched else nullcontext(choose_device(config.device))
     read = config.resume.stat().st_mtime_ns if config.resume else 0
@@ -2245,14 +2252,17 @@ def prepare(config: Config, kind: type[GAN], device: torch.device) -> Run | None
     """A run that is ready to go on, announced; None if there is nothing to do. Raises UserError."""
     saved = load_checkpoint(config.resume) if config.resume else None
     is_new, planned = not goes_on(config), config.iterations or config.epochs
-    has_ended = saved and saved["progress"]["step" if config.iterations else "epoch"] >= planned
-    if has_ended and broadcast(is_new or not (config.out / UNDRAWN).exists()):
-        what = f"{config.resume} has done its {plural(planned, config.unit)}; a larger --{config.unit}s goes on from it"
+    done = saved["progress"]["step" if config.iterations else "epoch"] if saved else 0
+    if done >= planned and broadcast(is_new or not (config.out / UNDRAWN).exists()):
+        what = f"{config.resume} has done {plural(done, config.unit)} of {planned:,}; a larger --{config.unit}s goes on"
         say(f"nothing to do: {what}")
         return None
     if is_new and not rank():
         given = (getattr(config, part.name) for part in fields(config) if part.metadata["saved"])
         refuse_folder(config.out, [value for value in given if isinstance(value, Path)])
+    if not is_new and not rank():
+        for folder in (config.out, config.out / "checkpoints"):
+            check_writable("--out", folder)
     if config.launch == "compiled":
         extra("speed").check_compiler(device)
     config, images, validation = settle(config, kind, device)
@@ -2677,7 +2687,7 @@ def extra(name: str, is_needed: bool = True) -> Any:
         if error.name not in ("extras", f"extras.{name}"):
             raise UserError(f"needs {error.name} (pip install {error.name})", f"extras/{name}.py") from None
         if is_needed:
-            what = "is missing; it lies beside the script where that comes from"
+            what = "is missing, which this takes; get it from where the script comes from"
             raise UserError(what, f"extras/{name}.py") from None
         return None
 

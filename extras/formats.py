@@ -17,6 +17,7 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -311,5 +312,8 @@ def download(name: str, root: Path) -> Path:
         else:
             fetch(root, download=True)
     except (ImportError, OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:
+        for folder, _, _ in os.walk(root, topdown=False):  # leave no empty folders
+            with suppress(OSError):
+                os.rmdir(folder)
         raise UserError(f"could not be fetched into {root} ({gan.complaint(error)})", f"--download {name}") from None
     return root / found

@@ -173,7 +173,7 @@ def translate(argv: Sequence[str]) -> Path:
         gan.write_whole(out / f"{file.stem}.png", stream.getvalue())
     if larger:
         say(f"note: the model has learnt at {of_training} pixels; --image-size {of_training} shows it what it knows")
-    say(f"{len(files):,} images translated into {out}")
+    say(f"{gan.plural(len(files), 'image')} translated into {out}")
     return out
 
 

@@ -86,7 +86,7 @@ def test_what_the_script_alone_lacks_is_a_sentence(alone):
         ["--data", "nowhere", "--out", "run"],
     ]
     told = alone.in_turn(commands, status=2)
-    assert told.count(".py: is missing; it lies beside the script where that comes from\n") == 3
+    assert told.count(".py: is missing, which this takes; get it from where the script comes from\n") == 3
     assert "extras/evaluate.py: is missing" in told
     assert "--data text: there is no image in this folder" in told
     assert "--data nowhere: there is no such file or folder" in told

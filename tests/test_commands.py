@@ -579,3 +579,15 @@ def test_the_readmes_commands_are_commands(monkeypatch):
     for program, words in found:
         with pytest.raises(Parsed):
             gan.main(shlex.split(words, comments=True), program.removesuffix(".py"))
+
+
+def test_a_run_goes_on_from_python_with_its_own_options(tmp_path, class_folders, capsys):
+    words = [*TOY, "--data", str(class_folders), "--multitask", "--iterations", "2", "--out", str(tmp_path / "run")]
+    assert gan.main(words) == 0
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    assert gan.train(gan.Config(resume=last, iterations=4)) == tmp_path / "run"
+    assert "the data is not what" not in capsys.readouterr().out
+    saved = gan.load_checkpoint(last)
+    assert saved["progress"]["step"] == 4
+    assert saved["options"]["batch_size"] == 8
+    assert saved["options"]["data"] == str(class_folders)

@@ -334,7 +334,7 @@ def test_mistakes_are_one_sentence(domains, tmp_path, capsys):
     model = str(save_networks(tmp_path / "m.safetensors", "labs.cyclegan", **networks))
     picture = str(tmp_path / "red" / "0001.png")
     for words, said in (
-        ([other, picture], "holds generator of rollnumber_04, and no xy"),
+        ([other, picture], "is of rollnumber_04 and holds generator, but no xy"),
         ([model, str(tmp_path / "broken")], "bad.png: not an image"),
         ([model, str(tmp_path / "none.png")], "none.png"),
         ([model, picture, picture], "would be written over"),
@@ -360,7 +360,7 @@ def test_a_resumed_run_keeps_its_networks(domains, tmp_path, capsys):
     # Neither program takes the other's files.
     last = str(tmp_path / "run/checkpoints/last.pt")
     assert gan.main(["generate", last, "--out", str(tmp_path / "sheet.png")]) == 2
-    assert "of labs.cyclegan, and no generator" in capsys.readouterr().err
+    assert "is of labs.cyclegan and holds xy, yx, x, y, but no generator" in capsys.readouterr().err
 
 
 def test_sizes_and_pools_that_only_the_lab_has(domains, tmp_path, monkeypatch, capsys):

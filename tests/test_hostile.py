@@ -174,8 +174,8 @@ def test_a_checkpoint_with_a_part_that_is_wrong(trained, tmp_path, refused, monk
     ("place", "value", "message"),
     [
         ("kind", "os.path", "does not say what network of this program its weights are of"),
-        ("architecture", {}, "and no generator"),
-        ("architecture/generator", 3, "and no generator"),
+        ("architecture", {}, "but no generator"),
+        ("architecture/generator", 3, "but no generator"),
         ("architecture/generator/width", 10**12, "generator.project.weight has not the shape"),
         ("architecture/generator/latent_dim", 10**12, "generator.project.weight has not the shape"),
         ("architecture/generator/image_size", 10**12, "its generator is not one that is made here"),

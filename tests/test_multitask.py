@@ -434,7 +434,7 @@ def test_classify_refuses(trained, tmp_path, fails):
         ([tmp_path / "no.safetensors", image], "no.safetensors: there is no such model"),
         (
             [out / "generator.safetensors", image],
-            "and no discriminator; a run with --multitask saves one",
+            "but no discriminator; a run with --multitask saves one",
         ),
         ([model], "required: IMAGE|DATA"),
     ):
@@ -442,7 +442,7 @@ def test_classify_refuses(trained, tmp_path, fails):
         assert message in said
         assert "--data" not in said
         assert "--skip-unreadable" not in said
-    assert "discriminator of rollnumber_04, and no generator" in fails("generate", model, "--out", tmp_path / "x.png")
+    assert "holds discriminator, but no generator" in fails("generate", model, "--out", tmp_path / "x.png")
 
 
 def test_classify_needs_a_head(tmp_path, fails):
