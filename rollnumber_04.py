@@ -1717,8 +1717,9 @@ def check_writable(flag: str, path: Path) -> None:
     try:
         with tempfile.TemporaryFile(dir=above):  # the permissions alone do not tell
             pass
-    except OSError:
-        raise UserError(f"{above.resolve()} is not a folder that can be written to", f"{flag} {path}") from None
+    except OSError as error:
+        what = f"{above.resolve()} is not a folder that can be written to ({error.strerror})"
+        raise UserError(what, f"{flag} {path}") from None
 
 
 def holds_checkpoint(out: Path) -> bool:
