@@ -93,3 +93,29 @@ def test_what_the_script_alone_lacks_is_a_sentence(alone):
     assert "--data set.npz: files of data sets take extras/, beside the script" in told
     assert told.count("rollnumber_04.py: ") == len(commands)
     assert not (alone.folder / "run").exists()
+
+
+def test_what_the_script_alone_finds_in_folders(alone):
+    for name in ("vehicles/bus", "vehicles/train", "wrapped/set/train/cat", "wrapped/set/test/cat"):
+        save_all(pictures(8), alone.folder / name)
+    for name in ("data/__MACOSX", "data/.thumbs", "data/cat/.thumbs"):
+        save_all(pictures(3), alone.folder / name)
+    (alone.folder / "data" / "cat" / "._0000.png").write_bytes(b"a Mac's, and no image")
+    told = alone.in_turn([[*TOY, "--data", name, "--dry-run", "--out", name + "-run"] for name in ("vehicles", "data")])
+    assert "data       vehicles: 16 colour images of 8×8 in 2 classes: bus, train" in told
+    assert "data       data: 24 colour images of 8×8 in 2 classes: cat, dog" in told
+    told = alone.in_turn([[*TOY, "--data", "wrapped", "--out", "run"]], status=2)
+    assert "--data wrapped: name a folder that holds train/ and test/" in told
+
+
+def test_a_damaged_checkpoint_of_the_script_alone(alone):
+    words = [*TOY, "--data", "data", "--epochs", 2, "--save-every", 1, "--seed", 1, "--out", "run"]
+    assert "note" not in alone(*words)
+    last = alone.folder / "run" / "checkpoints" / "last.pt"
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1  # which only a checksum shows
+    last.write_bytes(data)
+    told = alone("--resume", "--out", "run", "--epochs", 3)
+    assert "last.pt: not a whole checkpoint (its part " in told
+    assert "trying epoch_0002.pt" in told
+    assert "done " in told
