@@ -540,7 +540,9 @@ def unread():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="shells of other systems")
-@pytest.mark.parametrize("ending", ["2>&-", ">&-", ">/dev/full", "| head -n 1", ""])
+@pytest.mark.parametrize(
+    "ending", [">/dev/full", "", *(pytest.param(end, marks=pytest.mark.slow) for end in ("2>&-", ">&-", "| head -n 1"))]
+)
 def test_a_run_goes_on_when_nobody_listens(class_folders, tmp_path, unread, ending):
     if ending == ">/dev/full" and not os.path.exists("/dev/full"):
         pytest.skip("a device of Linux")

@@ -111,7 +111,7 @@ def test_without_logits_there_is_no_inception_score(weights, early, model, tmp_p
 
 
 def test_the_cache_holds_the_real_features_and_knows_what_of(weights, early, model, tmp_path, capsys, monkeypatch):
-    data, other = save_all(pictures(30), tmp_path / "data"), save_all(pictures(30, seed=1), tmp_path / "other")
+    data, other = save_all(pictures(20), tmp_path / "data"), save_all(pictures(20, seed=1), tmp_path / "other")
     original, computed = evaluation.Inception.features, []
 
     def counted(self, pieces, count, what):
@@ -122,7 +122,7 @@ def test_the_cache_holds_the_real_features_and_knows_what_of(weights, early, mod
 
     def run(*words, pth="random.pth", folder=data):
         computed.clear()
-        words = [model, "--data", folder, "--samples", 20, "--json", *words, "--inception-weights", weights / pth]
+        words = [model, "--data", folder, "--samples", 16, "--json", *words, "--inception-weights", weights / pth]
         found = json.loads(evaluate(*words, capsys=capsys))
         return found["fid"], "real images" in computed
 
@@ -130,7 +130,7 @@ def test_the_cache_holds_the_real_features_and_knows_what_of(weights, early, mod
     assert fresh
     assert len([*early.iterdir()]) == 1
     assert run() == (first, False)  # the second time pays for the samples only
-    assert run("--reference", "20")[1]
+    assert run("--reference", "16")[1]
     assert run(pth="no-logits.pth")[1]
     assert run(folder=other)[1]
     assert len([*early.iterdir()]) == 4
@@ -138,7 +138,7 @@ def test_the_cache_holds_the_real_features_and_knows_what_of(weights, early, mod
         file.write_bytes(file.read_bytes()[:100])  # a damaged file is made anew
     assert run() == (first, True)
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    words = [model, "--data", data, "--samples", 20, "--json", "--inception-weights", weights / "random.pth"]
+    words = [model, "--data", data, "--samples", 16, "--json", "--inception-weights", weights / "random.pth"]
     assert gan.main(["evaluate", *map(str, words)]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["fid"] == first
@@ -258,7 +258,8 @@ def test_evaluate_trains_a_classifier_for_a_conditional_model(weights, early, tm
             save_all(np.clip(level, 0, 255).astype(np.uint8), tmp_path / "data" / split / name)
     monkeypatch.setattr(gan, "load_generator", lambda *args: Bright())
     monkeypatch.setattr(evaluation, "JUDGE_EPOCHS", 12)
-    words = ["model", "--data", tmp_path / "data", "--samples", 30, "--inception-weights", weights / "no-logits.pth"]
+    words = ["model", "--data", tmp_path / "data", "--samples", 30, "--reference", 30]
+    words += ["--inception-weights", weights / "no-logits.pth"]
     result = json.loads(evaluate(*words, "--json", capsys=capsys))
     found = result["classes"]
     assert found["classifier_accuracy"] > 0.95
