@@ -154,7 +154,9 @@ class Config:
 
     out: Path | None = option(None, "the run's folder; a new one in runs/ if omitted", saved=False, group="output")
     sample_every: int | None = option(None, "draw samples every N epochs (1) or iterations (200)", 1, 10**8)
-    save_every: int | None = option(None, "keep a checkpoint every N (10, or 10 times --sample-every)", 1, 10**8)
+    save_every: int | None = option(
+        None, "keep a checkpoint every N epochs (10) or iterations (10 times --sample-every)", 1, 10**8
+    )
     evaluate_every: int = option(
         0, "measure FID every N epochs or iterations; 0 is never", 0, 10**8, group="evaluation"
     )

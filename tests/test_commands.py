@@ -593,3 +593,20 @@ def test_a_run_goes_on_from_python_with_its_own_options(tmp_path, class_folders,
     assert saved["progress"]["step"] == 4
     assert saved["options"]["batch_size"] == 8
     assert saved["options"]["data"] == str(class_folders)
+
+
+def test_of_two_resumes_at_once_the_second_rewinds_nothing(tmp_path, class_folders, monkeypatch, capsys):
+    out = tmp_path / "run"
+    assert gan.main([*TOY, "--data", str(class_folders), "--epochs", "1", "--out", str(out)]) == 0
+    prepare = gan.prepare
+
+    def slow_to_prepare(*arguments):
+        run = prepare(*arguments)
+        monkeypatch.setattr(gan, "prepare", prepare)
+        assert gan.main(["--resume", "--out", str(out), "--epochs", "3"]) == 0  # another, meanwhile
+        return run
+
+    monkeypatch.setattr(gan, "prepare", slow_to_prepare)
+    assert gan.main(["--resume", "--out", str(out), "--epochs", "2"]) == 2
+    assert "last.pt: another run has just written it; resume again" in capsys.readouterr().err
+    assert checkpoint(out)["progress"]["epoch"] == 3
