@@ -899,14 +899,14 @@ def find_source(path: Path, split: str) -> Source:
         is_file = os.path.exists(path)
         what = "files of data sets take extras/, beside the script" if is_file else "there is no such file or folder"
         raise UserError(what, path)
-    names = {folder.name for folder in path.iterdir() if folder.is_dir() and not is_hidden(folder)}
+    names = {folder.name for folder in path.iterdir() if folder.is_dir() and not is_hidden(folder.name)}
     is_divided = names in ({"train"}, {"train", "test"})
     if "train" not in names and any((path / name / "train").is_dir() or name == "test" for name in names):
         raise UserError("name a folder that holds train/ and test/", path)
     if split == "test" and not (is_divided and "test" in names):
         raise NoTestSplit("is not divided into train/ and test/", path)
     root = path / split if is_divided else path
-    classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not is_hidden(folder))
+    classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not is_hidden(folder.name))
     found = [image_files(root / name) for name in classes or ["."]]
     if not all(found):
         what = "there is no image in this folder; files of data sets take extras/, beside the script"
@@ -915,14 +915,14 @@ def find_source(path: Path, split: str) -> Source:
     return Source([*itertools.chain(*found)], labels, tuple(map(class_name, classes)), str(path))
 
 
-def is_hidden(path: Path) -> bool:
-    """Whether a file or folder is not meant for people: .thumbs, __MACOSX."""
-    return path.name.startswith((".", "__"))
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of a name is not meant for people: .thumbs, __MACOSX."""
+    return name.startswith((".", "__"))
 
 
 def image_files(folder: Path) -> list[Path]:
     """The image files in a folder and below it, in a fixed order."""
-    inside = sorted(path for path in folder.iterdir() if not is_hidden(path))
+    inside = sorted(path for path in folder.iterdir() if not is_hidden(path.name))
     return [
         file
         for path in inside
@@ -2490,11 +2490,12 @@ def classify(argv: Sequence[str], program: str) -> None:
     with redirect_stdout(sys.stderr):  # the notes; what is printed may be read by a program
         source = find_to_classify(options.images)
         images = with_channels(decode_source(source, size), channels)
-    if options.shares:
-        extra("evaluate").print_shares(discriminator, images, options.images)
-    elif images.labels is None:
+    if images.labels is None or options.shares:
         width = min(max(map(len, classes)), 24)
         probabilities, numbers = class_logits(discriminator, images.pixels).softmax(1).max(1)
+        if options.shares:
+            extra("evaluate").print_shares(classes, probabilities, numbers, options.images, width)
+            return
         names = range(len(images.pixels)) if isinstance(source.items, np.ndarray) else source.items
         for name, label, probability in zip(names, numbers.tolist(), probabilities.tolist(), strict=True):
             print(f"{classes[label]:{width}}  {probability:6.1%}  {printable(name)}")

@@ -392,14 +392,13 @@ def evaluation_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def print_shares(discriminator: gan.Discriminator, images: Images, paths: Sequence[Path]) -> None:
-    """`classify --shares`: what share of the images is of each class."""
-    classes = discriminator.architecture["classes"]
-    probabilities, numbers = gan.class_logits(discriminator, images.pixels).softmax(1).max(1)
+def print_shares(
+    classes: Sequence[str], probabilities: Tensor, numbers: Tensor, paths: Sequence[Path], width: int
+) -> None:
+    """`classify --shares`: what share of the images is of each class, by the class and its probability of each, N."""
     shares = torch.bincount(numbers.cpu(), minlength=len(classes)) / len(numbers)
     these = paths[0] if len(paths) == 1 else f"{paths[0]} …"
     print(f"{len(numbers):,} images of {these}: mean probability {probabilities.mean():.4f}")
-    width = min(max(map(len, classes)), 24)
     for name, share in zip(classes, shares.tolist(), strict=True):
         print(f"{name:{width}}  {share:7.2%}")
 

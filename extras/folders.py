@@ -181,7 +181,7 @@ def find_images(path: Path, split: str) -> Source:
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder that are meant for people, in order. Raises OSError."""
     return sorted(
-        Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not formats.is_hidden(entry.name)
+        Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not formats.is_left_alone(entry.name)
     )
 
 
@@ -245,7 +245,7 @@ def image_files(folder: Path, left_out: Counter[str] | None = None, below: bool 
             is_folder = entry.is_dir()
         if formats.is_image_name(entry.name) and (entry.is_file() or is_link) and not is_folder:
             found.append(Path(entry.path))
-        elif formats.is_hidden(entry.name) or (is_folder and not below):
+        elif formats.is_left_alone(entry.name) or (is_folder and not below):
             continue
         elif not is_folder:
             others[formats.ending(entry.name)] += 1

@@ -51,15 +51,15 @@ def counted(kinds: Counter[str]) -> str:
     return ", ".join(f"{count:,} × {gan.printable(kind)}" for kind, count in kinds.most_common())
 
 
-def is_hidden(name: str) -> bool:
+def is_left_alone(name: str) -> bool:
     """Whether a name is not meant for people: .git, .DS_Store, __MACOSX, Synology's @eaDir, $RECYCLE.BIN."""
     own = name.lower() in SYSTEM_NAMES or re.fullmatch(r"found\.\d{3}", name.lower())
-    return name.startswith((".", "__")) or bool(own)
+    return gan.is_hidden(name) or bool(own)
 
 
 def is_image_name(name: str) -> bool:
     """Whether a file's name says that it is an image (.png, .JPG, …)."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_left_alone(name)
 
 
 def open_maybe_gzip(path: Path) -> io.BufferedIOBase:
@@ -89,7 +89,7 @@ def array_files(folder: Path) -> dict[str, list[Path]]:
     """The files of a folder that hold arrays, by kind; a zip counts only if it calls itself .npz."""
     kinds: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir()):
-        if not is_hidden(file.name) and not is_image_name(file.name) and file.is_file():
+        if not is_left_alone(file.name) and not is_image_name(file.name) and file.is_file():
             kind = array_kind(file)
             if kind and (kind != "npz" or file.suffix.lower() == ".npz"):
                 kinds.setdefault(kind, []).append(file)
@@ -104,7 +104,7 @@ def find_arrays(path: Path, split: str) -> Source | None:
     if path.is_dir():
         if arrays := array_files(path):
             kind, files = next(iter(arrays.items()))
-            beside = (file for file in path.iterdir() if file.is_file() and not is_hidden(file.name))
+            beside = (file for file in path.iterdir() if file.is_file() and not is_left_alone(file.name))
             if left_out := Counter(ending(file) for file in beside if file not in files):
                 gan.say_once(f"note: {path}: left out {counted(left_out)}")
             return pick_arrays(*ARRAY_READERS[kind](files), split, path)
