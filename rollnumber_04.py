@@ -921,12 +921,12 @@ def is_hidden(name: str) -> bool:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder and below it, in a fixed order."""
+    """The image files in a folder and below it, in a fixed order; links to folders may loop and are not followed."""
     inside = sorted(path for path in folder.iterdir() if not is_hidden(path.name))
     return [
         file
         for path in inside
-        for file in (image_files(path) if path.is_dir() else [path])
+        for file in (image_files(path) if path.is_dir() and not path.is_symlink() else [path])
         if file.suffix.lower() in IMAGE_SUFFIXES
     ]
 
@@ -2205,9 +2205,8 @@ def find_checkpoint(resume: Path | bool, out: Path | None) -> tuple[Path, dict[s
             if not following:
                 raise
             say(f"note: {error}; trying {following.name}")
-    raise UserError(
-        f"there is no checkpoint {path / 'checkpoints' / 'last.pt' if os.path.isdir(path) else path}", "--resume"
-    )
+    missing = path / "checkpoints" / "last.pt" if os.path.isdir(path) else path
+    raise UserError(f"there is no checkpoint {missing}", "--resume")
 
 
 def train(config: Config, kind: type[GAN] = GAN) -> Path:

@@ -101,6 +101,8 @@ def test_what_the_script_alone_finds_in_folders(alone):
     for name in ("data/__MACOSX", "data/.thumbs", "data/cat/.thumbs"):
         save_all(pictures(3), alone.folder / name)
     (alone.folder / "data" / "cat" / "._0000.png").write_bytes(b"a Mac's, and no image")
+    if os.name == "posix":
+        (alone.folder / "data" / "cat" / "loop").symlink_to(alone.folder / "data")
     told = alone.in_turn([[*TOY, "--data", name, "--dry-run", "--out", name + "-run"] for name in ("vehicles", "data")])
     assert "data       vehicles: 16 colour images of 8×8 in 2 classes: bus, train" in told
     assert "data       data: 24 colour images of 8×8 in 2 classes: cat, dog" in told
