@@ -121,6 +121,10 @@ class Config:
         choices=("cifar10", "cifar100", "mnist", "fashion-mnist", "emnist", "svhn"),
     )  # fmt: skip
     image_size: int | None = option(None, "pixels a side; the images' own if omitted", 1, 1024, fixed=True)
+    validation_split: float | None = option(
+        None, "validate D on this share of the training images, which it is not shown; if omitted on the test images, "
+        "or with --multitask on a share of 0.1 where there are none", 0, 0.9, above=True, fixed=True,
+    )  # fmt: skip
     flip: bool = option(False, "mirror half of the real images")
     translation: bool = option(False, "shift all that D sees by up to an eighth of its side")
     skip_unreadable: bool = option(False, "leave damaged images out instead of stopping")
@@ -132,10 +136,6 @@ class Config:
     loss: str = option("ls", "least squares or binary cross-entropy", choices=("ls", "bce"), group="objective")
     multitask: bool = option(False, "Task 2: D also tells the class of an image", fixed=True)
     class_weight: float = option(1.0, "weight of the class loss: J(D_total) = J(D) + X · J(C)", 0, 10**6)
-    validation_split: float | None = option(
-        None, "validate classes on this share of the training images; if omitted on the test images, or on a share of "
-        "0.1 where there are none", 0, 0.9, above=True, fixed=True,
-    )  # fmt: skip
 
     optimizer: str = option("adam", "of G and of D", choices=("adam", "adamw", "rmsprop", "sgd"), group="optimizers")
     lr_g: float = option(2e-4, "learning rate of G", 0, 10, above=True)
@@ -178,7 +178,7 @@ class Config:
         """Raise UserError for options that do not go together."""
         if not (self.epochs or self.iterations):
             raise UserError("is missing, and so is --iterations", "--epochs")
-        needs = {"class_weight": "multitask", "validation_split": "multitask"}
+        needs = {"class_weight": "multitask"}
         needs |= dict.fromkeys(("evaluate_samples", "inception_weights"), "evaluate_every")
         for name, other in needs.items():
             if not getattr(self, other) and getattr(self, name) != type(self).__dataclass_fields__[name].default:
@@ -358,6 +358,7 @@ LOSSES = {  # a new one has its functions above, a line here, and its name in th
 ########################################################################################################################
 
 LOG_EVERY = 50  # steps whose means make a row of log.csv
+LOOKED_AT = 1000  # real images on which D is tried at an interval's end
 EMA_RAMP = 0.05  # while few images have been seen, the half-life is this share of them (Karras et al. 2022, EDM)
 ADVICE = "the last checkpoint is whole: --resume, or begin again, with lower learning rates or with --precision fp32"
 
@@ -559,19 +560,45 @@ class GAN(nn.Module):
         return load_data(config)
 
     def look(self, images: Images, validation: Images | None) -> Snapshot:
-        """Samples of the fixed noise, how much they differ, and how the head does on the validation set."""
+        """Samples of the fixed noise, how much they differ, and how D and its head do on the validation set."""
         generator, known, confusion = self.averages["generator"], {}, None
         samples = generator.generate(sheet_count(generator), seed=self.config.seed)
-        if validation:
+        if self.config.multitask:
             loss, accuracy, confusion = validate(self.averages["discriminator"], validation)
             known = {"val_class_loss": loss, "val_accuracy": accuracy}
+        if "d_accuracy_unseen" in self.interval_columns(self.config):
+            for name, part in (("seen", images), ("unseen", validation)):
+                known[f"d_accuracy_{name}"] = self.share_real(part) if part else ""
         metrics = known | {"diversity": diversity(samples, images), "fid": ""}
         return Snapshot(metrics, {"fixed_noise": sheet(samples, sheet_columns(generator, len(samples)))}, confusion)
 
-    @staticmethod
-    def interval_columns(config: Config) -> tuple[str, ...]:
+    @classmethod
+    def interval_columns(cls, config: Config) -> tuple[str, ...]:
         """What `look` measures, and the FID."""
-        return (*(("val_class_loss", "val_accuracy") if config.multitask else ()), "diversity", "fid")
+        of_head = ("val_class_loss", "val_accuracy") if config.multitask else ()
+        of_d = ("d_accuracy_seen", "d_accuracy_unseen") if "d_accuracy_real" in cls.columns(config) else ()
+        return (*of_head, *of_d, "diversity", "fid")
+
+    @torch.no_grad()
+    def share_real(self, images: Images) -> float:
+        """The share of real images, up to LOOKED_AT, that D takes for real, a batch at a time as in training."""
+        device, right = self.sums.device, []
+        some = epoch_order(len(images.pixels), 0, 0)[:LOOKED_AT].to(images.pixels.device)
+        with in_eval_mode(self.discriminator), running_averages_kept(self.discriminator), self.autocast():
+            for index in some.split(self.config.batch_size):
+                labels = None if images.labels is None else images.labels[index].to(device)
+                scores = self.score(to_range(images.pixels[index].to(device)), labels)
+                right.append(scores.float() > self.undecided)
+        return float(torch.cat(right).double().mean())
+
+    def score(self, real: Tensor, labels: Tensor | None) -> Tensor:
+        """D's scores B of images B×C×H×W in (-1, 1), which labels B do not change."""
+        return self.discriminator(real)
+
+    @property
+    def undecided(self) -> float:
+        """The score of a D that cannot tell real from generated images."""
+        return LOSSES[self.config.loss].undecided
 
     def curves(self) -> dict[str, tuple[str, str, str]]:
         """The pictures of losses: file, and the column of log.csv, title and formula that it shows."""
@@ -700,15 +727,15 @@ def make_optimizer(parameters: list[nn.Parameter], rate: float, config: Config) 
 
 @contextmanager
 def running_averages_kept(network: nn.Module) -> Iterator[None]:
-    """Let images pass in training mode without a trace in batch norm's running averages."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.track_running_stats = False
+    """Let images pass by the statistics of their batch, without a trace in batch norm's running averages."""
+    norms = [(module, module.training) for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm, _ in norms:
+        norm.track_running_stats, norm.training = False, True
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, training in norms:
+            norm.track_running_stats, norm.training = True, training
 
 
 def ema_share(steps: Tensor, of_step: int, half_life: float) -> Tensor:
@@ -868,8 +895,9 @@ class Source:
 
 
 def load_images(
-    path: str | Path | None = None, split: str = "train", image_size: int | None = None, skip_unreadable: bool = False
-) -> Images:
+    path: str | Path | None = None, split: str = "train", image_size: int | None = None,
+    skip_unreadable: bool = False, most: int | None = None,
+) -> Images:  # fmt: skip
     """Load a whole data set as one uint8 tensor.
 
     `path` may be a folder with `train/` and `test/`, a folder of class folders, a flat folder of images, what else
@@ -877,7 +905,8 @@ def load_images(
     `.npz`), or None for the built-in shapes. `split` is "train", "test" or "all", both in this order; a set that comes
     undivided is all "train". Images of another size are resized (antialiased) so that the shorter side fits, and
     cropped to the centre. `image_size` None keeps the images' own size where the networks can make it. A set whose
-    images are all grey has one channel. Raises UserError that names what is wrong.
+    images are all grey has one channel. Of more than `most` images so many are taken, always the same. Raises UserError
+    that names what is wrong.
     """
     if split == "all":
         return extra("folders").load_all(path, image_size, skip_unreadable)
@@ -885,7 +914,13 @@ def load_images(
     if path is None:
         count, seed = (10_000, 0) if split == "train" else (2_000, 1)
         return draw_shapes(count, size or 32, seed)
-    return decode_source(find_source(Path(os.path.expanduser(path)), split), size, skip_unreadable)
+    source = find_source(Path(os.path.expanduser(path)), split)
+    if most and len(source.items) > most:
+        some = sorted(epoch_order(len(source.items), 0, 0)[:most].tolist())
+        items, labels = (part if part is None else [part[i] for i in some] for part in (source.items, source.labels))
+        items = np.stack(items) if isinstance(source.items, np.ndarray) else items
+        source = replace(source, items=items, labels=labels)
+    return decode_source(source, size, skip_unreadable)
 
 
 def find_source(path: Path, split: str) -> Source:
@@ -1115,28 +1150,30 @@ def renumbered(images: Images, classes: Sequence[str]) -> Images:
 
 
 def hold_out(images: Images, share: float) -> tuple[Images, Images]:
-    """Divide a labelled set into (the rest, a share for validation), as nearly as can be the same share of each class.
+    """Divide a set into (the rest, a share for validation), as nearly as can be the same share of each class.
 
     The division depends on the labels alone: a resumed run with another seed must not train on what it held out.
     """
-    count = len(images.labels)
+    count = len(images.pixels)
+    labels = torch.zeros(count, dtype=torch.int64) if images.labels is None else images.labels
     order = np.random.default_rng(0).permutation(count)
-    order = order[np.argsort(images.labels.numpy()[order], kind="stable")]  # shuffled, class after class
+    order = order[np.argsort(labels.numpy()[order], kind="stable")]  # shuffled, class after class
     taken = np.floor(np.arange(1, count + 1) * share) > np.floor(np.arange(count) * share)  # evenly spread
-    starts = np.flatnonzero(np.diff(images.labels.numpy()[order], prepend=-1))
+    starts = np.flatnonzero(np.diff(labels.numpy()[order], prepend=-1))
     taken[starts[np.minimum.reduceat(taken, starts)]] = False  # an image of each class stays, or it could not be learnt
     parts = (np.sort(order[~taken]), np.sort(order[taken]))
-    kept, held = (replace(images, pixels=images.pixels[part], labels=images.labels[part]) for part in parts)
-    return kept, held
+    kept, held = (replace(images, pixels=images.pixels[part], labels=labels[part]) for part in parts)
+    return (kept, held) if images.labels is not None else (replace(kept, labels=None), replace(held, labels=None))
 
 
 def load_data(config: Config, split: str = "train") -> tuple[Config, Images, Images | None]:
-    """The training set, for Task 2 a validation set, and the options as the data decides them. Raises UserError."""
+    """The options as the data decides them, the training set, a validation set if there is one. Raises UserError."""
     with named("--data"):
         images, validation = load_images(config.data, split, config.image_size, config.skip_unreadable), None
     config = replace(config, image_size=images.pixels.shape[1])
     if config.multitask:
         check_classes(images, "--multitask")
+    if split == "train":
         config, images, validation = load_validation(config, images)
     if config.evaluate_every:
         extra("evaluate").check_enough(images, f"--evaluate-every {config.evaluate_every}")
@@ -1153,31 +1190,49 @@ def check_classes(images: Images, about: str) -> None:
         raise UserError(f"the data has {found}; it takes 2 to {MOST_CLASSES:,} classes, a folder each", about)
 
 
-def load_validation(config: Config, images: Images) -> tuple[Config, Images, Images]:
-    """The options, training set and validation set for the head: the test split, whole, or a share held out.
+def load_validation(config: Config, images: Images) -> tuple[Config, Images, Images | None]:
+    """The options, the training set, and what D is not shown, to validate it on: a share held out, or test images.
 
-    `validation_split` None means the test split, or a tenth of the training images where there is none: it is set then.
-    Says which classes have no image for validation.
+    `validation_split` None means the test split, or for Task 1 some of it. Where there is none, a tenth of the training
+    images is held out for Task 2, and `validation_split` set; Task 1 does without. Says which classes have no image.
     """
-    held = None
-    if config.validation_split is None:
-        with suppress(NoTestSplit), named("--data"):
-            test = load_images(config.data, "test", config.image_size, config.skip_unreadable)
-            if test.labels is None:
-                raise UserError("its test images have no labels; give --validation-split 0.1", config.data)
-            if stray := set(test.classes) - set(images.classes):
-                raise UserError(f"class {min(stray)} of its test images has no training image", config.data)
-            held = renumbered(with_channels(test, images.pixels.shape[3]), images.classes)
-    if held is None:
-        config = replace(config, validation_split=config.validation_split or 0.1)
-        share, count = config.validation_split, len(images.labels)
+    share, held = config.validation_split, None
+    if share is None:
+        try:
+            held = load_test(config, images)
+        except NoTestSplit:
+            share = 0.1 if config.multitask else None
+        except UserError as error:
+            if config.multitask:
+                raise
+            say(f"note: {error}; D is not tried on images that it has not seen")
+    if share:
+        config, count = replace(config, validation_split=share), len(images.pixels)
         images, held = hold_out(images, share)
-        if not len(held.labels):
+        if not len(held.pixels):
             raise UserError(f"leaves none of the {count} images for validation", f"--validation-split {share}")
-    counts = torch.bincount(held.labels, minlength=len(images.classes)).tolist()
-    if missing := [name for name, count in zip(images.classes, counts, strict=True) if not count]:
-        say(f"note: without an image for validation: {listed(missing)}")
+    if config.multitask:
+        counts = torch.bincount(held.labels, minlength=len(images.classes)).tolist()
+        if missing := [name for name, count in zip(images.classes, counts, strict=True) if not count]:
+            say(f"note: without an image for validation: {listed(missing)}")
     return config, images, held
+
+
+def load_test(config: Config, images: Images) -> Images:
+    """The test images that go with a training set: all for Task 2, some for Task 1. Raises UserError."""
+    most = None if config.multitask else LOOKED_AT
+    with named("--data"):
+        test = load_images(config.data, "test", config.image_size, config.skip_unreadable, most)
+        test = with_channels(test, images.pixels.shape[3])
+        if images.labels is None:
+            return replace(test, labels=None)
+        if test.labels is None:
+            raise UserError("its test images have no labels; give --validation-split 0.1", config.data)
+        try:
+            return renumbered(test, images.classes)
+        except KeyError as stray:
+            what = f"class {stray.args[0]} of its test images has no training image"
+            raise UserError(what, config.data) from None
 
 
 def plural(count: int, what: str) -> str:
@@ -1629,7 +1684,7 @@ def draw_layer(axes: Any, weight: Tensor, at_pixels: bool) -> str:
 #                                             Checkpoints and saved models                                             #
 ########################################################################################################################
 
-CHECKPOINT_FORMAT, MODEL_FORMAT = "rollnumber_04 checkpoint 6", "rollnumber_04 model 1"
+CHECKPOINT_FORMAT, MODEL_FORMAT = "rollnumber_04 checkpoint 7", "rollnumber_04 model 1"
 PROGRESS = {"step": int, "epoch": int, "seen": int, "waiting": int, "seconds": float}  # of a run and its checkpoints
 KEPT = 5  # numbered checkpoints that stay
 KINDS = {  # of models and runs, by the file that has them, and the class there; a saved file says which it is of

@@ -14,7 +14,7 @@ import rollnumber_04 as gan
 from rollnumber_04 import GAN, PROGRESS, Config, Run, UserError
 
 OF_FID = {("n_fake", int), ("n_real", int), ("network", str), ("weights", str)}  # of its conditions
-
+MAY_BE_MISSING = ("fid", "diversity", "d_accuracy_seen", "d_accuracy_unseen")  # of what an interval measures
 
 UNSAID = {  # what models from before the labs had files of their own say of the assignment's networks
     "arch": ["dcgan"], "upsample": ["deconv"], "kernel": [4], "norm": ["batch"], "negative_slope": [0.0, 0.2],
@@ -83,13 +83,13 @@ def optimizer_mismatch(found: Any, weights: Sequence[nn.Parameter], config: Conf
 def is_table(rows: Any, columns: Sequence[str], last: int) -> bool:
     """Whether something is a list of rows with numbers (a text for a warning), their steps growing up to `last`.
 
-    What could not be measured, an FID or the diversity, may be missing.
+    What cannot always be measured may be missing.
     """
     if not isinstance(rows, list) or not all(isinstance(row, dict) and tuple(row) == tuple(columns) for row in rows):
         return False
     for row in rows:
         for name, value in row.items():
-            is_missing = name in ("fid", "diversity") and value == ""
+            is_missing = name in MAY_BE_MISSING and value == ""
             is_number = isinstance(value, int | float) and abs(value) < 2**62
             if not (isinstance(value, str) if name == "warning" else is_missing or is_number):
                 return False

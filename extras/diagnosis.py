@@ -1,4 +1,4 @@
-"""What is wrong with a training, by the rows of its epochs.csv: has D won, has G collapsed?"""
+"""What is wrong with a training, by the rows of its epochs.csv: has D won, has G collapsed, does D learn by heart?"""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import torch
 from rollnumber_04 import Config, Loss
 
 LASTING, COLLAPSED = 1000, 0.25  # steps for which a trouble has lasted; share of the data's spread
+BY_HEART = 0.15  # by how much D is right on more of its training images than of others
 
 
 def warnings(rows: Sequence[dict[str, Any]], loss: Loss, config: Config) -> list[str]:
     """The sentences that rows of epochs.csv give cause for."""
-    return [*d_has_won(rows, loss, ["--translation"] * (not config.translation)), *g_has_collapsed(rows)]
+    advice = ["--translation"] * (not config.translation)
+    return [*d_has_won(rows, loss, advice), *g_has_collapsed(rows), *d_learns_by_heart(rows, advice)]
 
 
 def lasting(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
@@ -41,3 +43,11 @@ def g_has_collapsed(rows: Sequence[dict[str, Any]]) -> list[str]:
     recent = lasting(rows)
     alike = recent and all(row["diversity"] != "" and row["diversity"] < COLLAPSED for row in recent)
     return ["the samples hardly differ, G has collapsed: try a lower --lr-g or a higher --lr-d"] if alike else []
+
+
+def d_learns_by_heart(rows: Sequence[dict[str, Any]], advice: Sequence[str] = ()) -> list[str]:
+    """A warning if D has long been right on far more of its training images than of images that it has not seen."""
+    recent = [(row.get("d_accuracy_seen", ""), row.get("d_accuracy_unseen", "")) for row in lasting(rows)]
+    by_heart = recent and all("" not in pair and pair[0] - pair[1] > BY_HEART for pair in recent)
+    advice = " or ".join([*advice, "more images"])
+    return [f"D knows its training images by heart, see d_accuracy_unseen: try {advice}"] if by_heart else []

@@ -104,6 +104,18 @@ class ConditionalNorm(nn.Module):
         return self.norm(maps) * (1 + scale) + shift
 
 
+def summed(kernels: Tensor) -> Tensor:
+    """Kernels …×3×3 as …×4×4: each summed over its four shifts by 0 or 1 pixel, down and to the right.
+
+    A convolution by 3×3 of maps enlarged to twice their size is one transposed convolution of these, stride 2, and the
+    means of 2×2 pixels after a convolution by 3×3 are one convolution of a quarter of these, stride 2: the same sums,
+    ordered so that fewer are taken.
+    """
+    padded = F.pad(kernels, (1, 1, 1, 1))
+    rows = padded[..., 1:, :] + padded[..., :-1, :]
+    return rows[..., 1:] + rows[..., :-1]
+
+
 class UpBlock(nn.Module):
     """B×inputs×S×S and a condition to B×outputs×2S×2S: what two convolutions of 3×3 add to the enlarged maps."""
 
@@ -116,8 +128,11 @@ class UpBlock(nn.Module):
         self.skip = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, maps: Tensor, condition: Tensor) -> Tensor:
-        added = F.interpolate(F.relu(self.norms[0](maps, condition)), scale_factor=2)
-        added = F.relu(self.norms[1](self.convs[0](added), condition))
+        added, first = F.relu(self.norms[0](maps, condition)), self.convs[0]
+        # The first convolution of the enlarged maps. A transposed one has its kernels turned and input channels first.
+        kernels = summed(first.weight.flip(2, 3)).transpose(0, 1)
+        added = F.conv_transpose2d(added, kernels, first.bias, stride=2, padding=1)
+        added = F.relu(self.norms[1](added, condition))
         # A convolution of 1×1 before enlarging is the same as after it, at a quarter of the work.
         return F.interpolate(self.skip(maps), scale_factor=2) + self.convs[1](added)
 
@@ -131,13 +146,16 @@ class DownBlock(nn.Module):
             [nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, padding=1)]
         )
         self.skip = nn.Conv2d(inputs, outputs, 1) if halve or inputs != outputs else nn.Identity()
-        self.pool = nn.AvgPool2d(2) if halve else nn.Identity()
+        self.halve = halve
         self.first = first  # it sees pixels, which a ReLU would cut
 
     def forward(self, maps: Tensor) -> Tensor:
-        added = self.convs[0](maps if self.first else F.relu(maps))
-        added = self.pool(self.convs[1](F.relu(added)))
-        return added + self.skip(self.pool(maps))  # the same as pooling after a convolution of 1×1, with less work
+        added = F.relu(self.convs[0](maps if self.first else F.relu(maps)))
+        if not self.halve:
+            return self.skip(maps) + self.convs[1](added)
+        last = self.convs[1]  # of whose maps the means of 2×2 pixels are taken
+        added = F.conv2d(added, summed(last.weight) / 4, last.bias, stride=2, padding=1)
+        return added + self.skip(F.avg_pool2d(maps, 2))  # the same as pooling after a convolution of 1×1, at less work
 
 
 class Generator(parts.ConditionalGenerator):
@@ -313,6 +331,12 @@ class BigGAN(gan.GAN):
                 images = change(images, self.rng)
         return images
 
+    def score(self, real: Tensor, labels: Tensor | None) -> Tensor:
+        """D's scores B of images B×C×H×W in (-1, 1), if it is conditional as images of the labels' classes."""
+        return self.discriminator(real, labels if self.config.conditional else None)
+
+    undecided = 0.0  # of the hinge loss
+
     @classmethod
     def load(cls, config: Config) -> tuple[Config, Images, Images | None]:
         """The training set, and whether the networks are told classes, which the data decides if no option does."""
@@ -336,9 +360,10 @@ class BigGAN(gan.GAN):
 
     def warnings(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         """What is wrong with the training, by the rows of epochs.csv."""
-        hinge = gan.Loss("hinge", parts.hinge_d_loss, parts.wgan_g_loss, undecided=0.0)
+        hinge = gan.Loss("hinge", parts.hinge_d_loss, parts.wgan_g_loss, undecided=self.undecided)
         advice = ["--augment translation"] * (self.config.augment == "none")
-        return [*diagnosis.d_has_won(rows, hinge, advice), *diagnosis.g_has_collapsed(rows)]
+        by_heart = diagnosis.d_learns_by_heart(rows, advice)
+        return [*diagnosis.d_has_won(rows, hinge, advice), *diagnosis.g_has_collapsed(rows), *by_heart]
 
     def describe(self) -> tuple[str, str]:
         """The networks and the objective, in words."""

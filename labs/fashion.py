@@ -121,9 +121,9 @@ class FashionGAN(gan.GAN):
     @classmethod
     def load(cls, config: Config) -> tuple[Config, gan.Images, None]:
         """The training set, with classes, and the options as it decides them. Raises UserError."""
-        config, images, validation = super().load(config)
+        config, images, _ = super().load(config)
         gan.check_classes(images, f"--data {config.data}")
-        return config, images, validation
+        return config, images, None
 
     @staticmethod
     def columns(config: Config) -> tuple[str, ...]:

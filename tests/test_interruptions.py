@@ -626,6 +626,7 @@ def history(count, **values):
         ("ls", {"d_loss": 0.01, "g_loss": 0.9}, "D has won"),
         ("bce", {"d_loss": 0.05, "g_loss": 4.0}, "D has won"),
         ("ls", {"diversity": 0.1}, "the samples hardly differ"),
+        ("ls", {"d_accuracy_seen": 0.9, "d_accuracy_unseen": 0.7}, "D knows its training images by heart"),
     ],
 )
 def test_a_warning_comes_once_each_time_a_trouble_begins(loss, values, word):
@@ -637,6 +638,11 @@ def test_a_warning_comes_once_each_time_a_trouble_begins(loss, values, word):
         begun += [(len(rows), warning) for warning in new]
     assert [epoch for epoch, _ in begun] == [9, 21]  # three epochs of 400 steps after 6, and after 18
     assert all(word in warning for _, warning in begun)
+
+
+def test_d_is_not_said_to_know_images_by_heart_where_it_may_not():
+    assert not untrained().warnings(history(9, d_accuracy_seen=0.9, d_accuracy_unseen=0.8))
+    assert not untrained().warnings(history(9, d_accuracy_seen=0.9, d_accuracy_unseen=""))  # nothing is unseen
 
 
 def test_a_run_that_begins_grey_is_not_warned_of():

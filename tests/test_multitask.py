@@ -504,7 +504,6 @@ def test_what_cannot_be_multitask_gets_one_sentence(tmp_path, fails):
     assert "--multitask: the data has no labels" in fails("--multitask", "--data", flat)
     assert "--multitask: the data has one class only" in fails("--multitask", "--data", tmp_path / "one")
     assert "--class-weight: needs --multitask" in fails("--class-weight", "2")
-    assert "--validation-split: needs --multitask" in fails("--validation-split", "0.2")
     for value in ("0", "0.95", "-1", "nan"):
         assert "--validation-split: " in fails("--multitask", "--validation-split", value)
     assert "--class-weight: " in fails("--multitask", "--class-weight", "-1")

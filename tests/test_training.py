@@ -1,5 +1,6 @@
 """The losses against numbers worked out by hand, and the rules that one training step keeps."""
 
+import csv
 import math
 
 import numpy as np
@@ -271,3 +272,92 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path):
     ) as stop:
         gan.train(gan.config_from([*TOY, *words, "--lr-g", "10", "--epochs", "200", "--beta1", "0.99"]))
     assert stop.value.status == 1
+
+
+def read_rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def divided(folder, count, of_test):
+    """Class folders, divided into train/ and test/; returns the folder."""
+    for split, number in (("train", count), ("test", of_test)):
+        for label, name in enumerate(("cat", "dog")):
+            save_all(pictures(number // 2, seed=10 * label + number), folder / split / name)
+    return folder
+
+
+@pytest.mark.parametrize("words", [(), ("--multitask",), ("--loss", "bce")])
+def test_d_is_tried_on_images_that_it_has_seen_and_on_others(words, tmp_path):
+    data, out = divided(tmp_path / "data", 40, 16), tmp_path / "run"
+    assert gan.main([*TOY, *words, "--data", str(data), "--epochs", "3", "--seed", "1", "--out", str(out)]) == 0
+    saved = gan.load_checkpoint(out / "checkpoints" / "last.pt")
+    discriminator = gan.Discriminator(**saved["architecture"]["discriminator"])
+    of_d = [(key, value) for key, value in saved["model"].items() if key.startswith("discriminator.")]
+    discriminator.load_state_dict({key.removeprefix("discriminator."): value for key, value in of_d})
+    last = read_rows(out / "epochs.csv")[-1]
+    for name, split in (("seen", "train"), ("unseen", "test")):
+        pixels = gan.load_images(data, split).pixels
+        order = gan.epoch_order(len(pixels), 0, 0)
+        batches = (pixels[index].permute(0, 3, 1, 2) / 127.5 - 1 for index in order.split(8))  # by batch statistics
+        with torch.no_grad():
+            scores = torch.cat([discriminator(batch) for batch in batches])
+        right = (scores > (0.0 if "bce" in words else 0.5)).double().mean().item()
+        assert float(last[f"d_accuracy_{name}"]) == pytest.approx(right)
+
+
+def test_trying_d_changes_nothing():
+    model, images = toy(), toy_images(20)
+    before = snapshot(model)
+    model.share_real(images)
+    assert not changed(before, model)
+    assert all(module.training for module in model.discriminator.modules())
+
+
+def test_of_a_large_set_the_same_images_are_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr(gan, "LOOKED_AT", 6)
+    data = divided(tmp_path / "data", 40, 16)
+    config, images, validation = gan.load_data(gan.config_from(["--data", str(data)]))
+    whole = gan.load_images(data, "test")
+    assert (len(images.pixels), len(validation.pixels)) == (40, 6)
+    known = {image.tobytes(): label for image, label in zip(whole.pixels.numpy(), whole.labels.tolist(), strict=True)}
+    assert [known[image.tobytes()] for image in validation.pixels.numpy()] == validation.labels.tolist()
+    assert torch.equal(gan.load_data(config)[2].pixels, validation.pixels)
+    seen, score = [], gan.GAN.score
+    monkeypatch.setattr(gan.GAN, "score", lambda self, real, *of: seen.append(len(real)) or score(self, real, *of))
+    assert gan.main([*TOY, "--data", str(data), "--dry-run", "--out", str(tmp_path / "run")]) == 0
+    assert seen == [6, 6]  # a batch each
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_share_can_be_held_out_to_try_d_on(flat, tmp_path, capsys):
+    data = tmp_path / "data"
+    save_all(pictures(40), data if flat else data / "cat")
+    out = tmp_path / "run"
+    assert gan.main([*TOY, "--data", str(data), "--epochs", "1", "--out", str(out)]) == 0
+    assert "validation" not in capsys.readouterr().out
+    (row,) = read_rows(out / "epochs.csv")
+    assert row["d_accuracy_unseen"] == ""
+    assert row["d_accuracy_seen"] != ""
+    words = [*TOY, "--data", str(data), "--epochs", "1", "--validation-split", "0.25", "--out", str(tmp_path / "held")]
+    assert gan.main(words) == 0
+    said = capsys.readouterr().out
+    assert ": 30 colour images" in said
+    assert "validation 10 images held out" in said
+    assert 0 <= float(read_rows(tmp_path / "held" / "epochs.csv")[0]["d_accuracy_unseen"]) <= 1
+    assert gan.main(["--resume", "--epochs", "2", "--out", str(tmp_path / "held")]) == 0
+    assert ": 30 colour images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("harm", ["damaged", "class"])
+def test_a_run_of_task_1_needs_no_test_images(harm, tmp_path, capsys):
+    data = divided(tmp_path / "data", 40, 16)
+    if harm == "damaged":
+        next((data / "test" / "cat").iterdir()).write_bytes(b"no image")
+    else:
+        (data / "test" / "cat").rename(data / "test" / "cow")
+    assert gan.main([*TOY, "--data", str(data), "--dry-run", "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "D is not tried on images that it has not seen" in said
+    assert ("class cow" if harm == "class" else "test/cat/") in said.replace("\\", "/")
+    assert read_rows(tmp_path / "run" / "epochs.csv")[0]["d_accuracy_unseen"] == ""
