@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import Tensor
 
 import rollnumber_04 as gan
 from extras import cache, checks
+from extras.judge import judge_of
 from rollnumber_04 import BaseGenerator, Config, Images, UserError
 
 FEATURES, LOGITS = "2048", "logits_unbiased"  # torch-fidelity's names of Inception's layers
@@ -37,8 +37,8 @@ BIASED = 10_000  # fewer samples than this make an FID that says little next to 
 class Inception:
     """Features of images, by torch-fidelity's Inception v3.
 
-    `digest` is that of its weights; `has_logits` says whether they can give an inception score. Raises UserError if the
-    library is missing, or its weights cannot be read or fetched.
+    `name` says how it computes, `digest` is that of its weights, `has_logits` says whether they can give an inception
+    score. Raises UserError if the library is missing, or its weights cannot be read or fetched.
     """
 
     def __init__(self, weights: Path | None, device: torch.device):
@@ -47,6 +47,9 @@ class Inception:
         except (ImportError, RuntimeError) as error:
             raise UserError(f"FID needs torch-fidelity 0.4 (pip install torch-fidelity): {error}"[:300]) from None
         self.device = device if device.type == "cuda" else torch.device("cpu")  # all that torch-fidelity knows
+        is_cpu = self.device.type == "cpu"
+        self.is_bf16 = is_cpu and gan.choose_precision("auto", self.device) == "bf16"  # 2.4 times as fast
+        self.name = NETWORK + " in bfloat16" * self.is_bf16
         self.batch = 32 if self.device.type == "cpu" else gan.GENERATE_BATCH  # 0.2 GB of maps, and a bar that moves
         try:
             if weights and not os.path.isfile(weights):
@@ -88,7 +91,8 @@ class Inception:
             for piece in pieces:
                 for images in torch.from_numpy(np.ascontiguousarray(piece)).split(self.batch):
                     images = images.to(self.device).reshape(*images.shape[:3], -1).permute(0, 3, 1, 2)
-                    results = self.network(images.expand(-1, 3, -1, -1))
+                    with torch.autocast("cpu", torch.bfloat16, enabled=self.is_bf16):
+                        results = self.network(images.expand(-1, 3, -1, -1))
                     for layer, values in zip((FEATURES, LOGITS), results, strict=True):
                         if layer not in found:
                             found[layer] = torch.empty(count, *values.shape[1:])
@@ -103,7 +107,7 @@ def reference_features(inception: Inception, pixels: Tensor, name: str) -> Tenso
 
     `name` tells data, split, size and number; the weights' digest is added.
     """
-    name = f"{name}-{FEATURES}-{inception.digest}"
+    name = f"{name}-{FEATURES}-{inception.digest}{'-bf16' * inception.is_bf16}"
     if (found := cache.load(name)) and "features" in found:
         return found["features"]
     pieces = (piece.numpy() for piece in pixels.cpu().split(gan.GENERATE_BATCH))
@@ -198,7 +202,13 @@ def fid_during(
         both = (metric_fid.fid_features_to_statistics(fake), of_real)
         return metric_fid.fid_statistics_to_metric(*both, verbose=False)["frechet_inception_distance"]
 
-    facts = {"n_fake": count, "n_real": len(real), "network": NETWORK, "weights": inception.digest, "resize": RESIZE}
+    facts = {
+        "n_fake": count,
+        "n_real": len(real),
+        "network": inception.name,
+        "weights": inception.digest,
+        "resize": RESIZE,
+    }
     return fid, facts | {"seed": config.seed, "data_images": images.found}
 
 
@@ -292,7 +302,7 @@ def measure_model(options: argparse.Namespace) -> dict[str, Any]:
         **of_images,
         "skip_unreadable": options.skip_unreadable,
         **quality(fake, real, inception, options.seed),
-        "network": NETWORK,
+        "network": inception.name,
         "weights": inception.digest,
         "resize": RESIZE,
         "seed": options.seed,
@@ -331,37 +341,24 @@ def draw_neighbours(
     gan.save_output("--neighbours", out, stream.getvalue())
 
 
-JUDGE_EPOCHS = 6
-
-
 def judge_samples(
     generator: BaseGenerator, images: Images, device: torch.device, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Train a multi-task run's head on the real images, and let it name the classes of `samples`, 10,000 at most."""
+    """What a classifier, trained on the real images, says of the classes of `samples`, 10,000 at most."""
     share = None if options.split == "train" else 0.1
     config = Config(
-        data=options.data, skip_unreadable=options.skip_unreadable, image_size=images.pixels.shape[1], seed=0,
-        multitask=True, validation_split=share, loss="bce", width_d=64, epochs=JUDGE_EPOCHS, precision="fp32",
+        data=options.data, skip_unreadable=options.skip_unreadable, image_size=images.pixels.shape[1], multitask=True,
+        validation_split=share,
     )  # fmt: skip
     try:
-        config, images, held = gan.load_validation(config, images)
+        _, images, held = gan.load_validation(config, images)
     except UserError as error:
         why = f"no classifier can be trained on the data ({error})"
         raise UserError(f"{why}; --no-judge leaves it out", "--judge") from None
-    config = replace(config, batch_size=min(config.batch_size, len(images.pixels)))
-    model = gan.GAN(config, images.pixels.shape[3], images.classes).on(device)
-    run = gan.Run(model, gan.on_device(images, device), held, None, {})
-    run.total = JUDGE_EPOCHS * (len(images.pixels) // run.of_step)
-    with gan.progress_bar(total=run.total, desc="classifier", unit="step", leave=False) as bar:
-        iterate = gan.launcher(model)
-        for index in gan.batches(run):
-            iterate(run.images, index)
-            run.count_step()
-            bar.update()
-    _, accuracy, _ = gan.validate(model.averages["discriminator"], held)
-    count = min(options.samples, 10_000)
-    samples = labelled_samples(generator, count, options.seed, options.truncation)
-    said = judged(model.averages["discriminator"], *samples)
+    judge = judge_of(images, device)
+    _, accuracy, _ = gan.validate(judge, held)
+    samples = labelled_samples(generator, min(options.samples, 10_000), options.seed, options.truncation)
+    said = judged(judge, *samples)
     return {"classifier_accuracy": accuracy, "classifier_validated_on": len(held.labels), **said}
 
 

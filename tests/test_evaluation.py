@@ -36,6 +36,21 @@ def evaluate(*words, capsys):
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_features_in_bfloat16_are_near(precision, weights, early, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    images, found = torch.from_numpy(pictures(8)), {}
+    for of in ("fp32", precision):
+        monkeypatch.setattr(gan, "choose_precision", lambda *_, of=of: of)
+        inception = evaluation.Inception(weights / "random.pth", CPU)
+        found[of] = evaluation.reference_features(inception, images, "data")
+        assert ("bfloat16" in inception.name) == (of == "bf16")
+    assert found[precision].dtype == torch.float32
+    assert len(list(tmp_path.rglob("*.safetensors"))) == len(found)  # neither is taken for the other
+    away = (found[precision] - found["fp32"]).abs().mean() / found["fp32"].abs().mean()
+    assert (away == 0) if precision == "fp32" else (0 < away < 0.03)
+
+
 def train(*words):
     return gan.train(gan.config_from([*map(str, words)]))
 
@@ -45,6 +60,7 @@ def test_the_values_are_those_of_the_library(weights, early, model, tmp_path, ca
 
     clock = itertools.count(100, 7.26)  # looked at when it begins and when it ends
     monkeypatch.setattr(evaluation, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(gan, "choose_precision", lambda *_: "fp32")
     images = pictures(60, seed=1)
     data = save_all(images, tmp_path / "data")
     words = [
@@ -257,7 +273,6 @@ def test_evaluate_trains_a_classifier_for_a_conditional_model(weights, early, tm
             level = rng.normal(40 + 85 * i, 8, (count, 8, 8, 3))
             save_all(np.clip(level, 0, 255).astype(np.uint8), tmp_path / "data" / split / name)
     monkeypatch.setattr(gan, "load_generator", lambda *args: Bright())
-    monkeypatch.setattr(evaluation, "JUDGE_EPOCHS", 12)
     words = ["model", "--data", tmp_path / "data", "--samples", 30, "--reference", 30]
     words += ["--inception-weights", weights / "no-logits.pth"]
     result = json.loads(evaluate(*words, "--json", capsys=capsys))

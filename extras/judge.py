@@ -1,0 +1,83 @@
+"""A classifier that names the classes of samples, trained on real images for nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import rollnumber_04 as gan
+from extras import cache
+from rollnumber_04 import Images
+
+EPOCHS, LEAST_STEPS, BATCH, RATE, DECAY = 12, 500, 128, 4e-3, 0.02
+VERSION = 1  # of what training gives
+
+
+class Judge(nn.Module):
+    """Images (B×channels×S×S) to class logits (B×classes): three stages of two convolutions of 3×3 with batch norm.
+
+    The first has `width` channels at the full size, each that follows twice as many at half the size. Of images from 64
+    pixels on it sees means, so that the full size is 32 to 63.
+    """
+
+    def __init__(self, image_size: int = 32, channels: int = 3, width: int = 32, classes: Sequence[str] = ()):
+        super().__init__()
+        self.architecture = gan.arguments(self, locals())
+        layers, inputs = [nn.AvgPool2d(max(1, image_size // 32))], channels
+        for outputs in (width, width, 2 * width, 2 * width, 4 * width, 4 * width):
+            if outputs == 2 * inputs:
+                layers.append(nn.MaxPool2d(2))
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+            inputs = outputs
+        self.layers = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Dropout(0.3))
+        self.last = nn.Linear(inputs, len(classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.layers(images))
+
+    def scores_and_logits(self, images: Tensor) -> tuple[None, Tensor]:
+        """Class logits where a discriminator of Task 2 has them; it scores nothing."""
+        return None, self(images)
+
+
+def judge_of(images: Images, device: torch.device) -> Judge:
+    """The classifier of a labelled set: from the cache, or trained on it and put there."""
+    judge = Judge(images.pixels.shape[1], images.pixels.shape[3], classes=images.classes)
+    name = f"judge-{VERSION}-{gan.fingerprint(images)}-{judge.architecture['image_size']}"
+    if kept := cache.load(name):
+        judge.load_state_dict(kept)
+        return judge.to(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        judge = Judge(**judge.architecture).to(device, memory_format=gan.memory_format(device))
+        learn(judge, gan.on_device(images, device))
+    cache.save(name, {key: tensor.cpu().contiguous() for key, tensor in judge.state_dict().items()})
+    return judge
+
+
+def learn(judge: Judge, images: Images) -> None:
+    """Train a classifier on shifted images, with AdamW and a rate that rises and falls (Smith & Topin 2019)."""
+    device = images.pixels.device
+    rng = torch.Generator(device).manual_seed(0)
+    batch = min(BATCH, len(images.pixels))
+    of_epoch = len(images.pixels) // batch
+    epochs = max(EPOCHS, math.ceil(LEAST_STEPS / of_epoch))
+    optimizer = torch.optim.AdamW(judge.parameters(), RATE, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=epochs * of_epoch)
+    is_bf16 = gan.choose_precision("auto", device) == "bf16"
+    with gan.progress_bar(total=epochs * of_epoch, desc="classifier", unit="step", leave=False) as bar:
+        for epoch in range(epochs):
+            for index in gan.epoch_order(len(images.pixels), 0, epoch).to(device).split(batch)[:of_epoch]:
+                real = gan.translated(gan.real_batch(images.pixels, index, False, rng), rng)
+                with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
+                    logits = judge(real)
+                optimizer.zero_grad()
+                F.cross_entropy(logits.float(), images.labels[index]).backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+    judge.eval()
