@@ -78,7 +78,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from tqdm import tqdm
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 
 ########################################################################################################################
@@ -125,8 +125,10 @@ class Config:
         None, "validate D on this share of the training images, which it is not shown; if omitted on the test images, "
         "or with --multitask on a share of 0.1 where there are none", 0, 0.9, above=True, fixed=True,
     )  # fmt: skip
-    flip: bool = option(False, "mirror half of the real images")
-    translation: bool = option(False, "shift all that D sees by up to an eighth of its side")
+    flip: bool | None = option(
+        None, "mirror half of the real images; if omitted, where they are in colour and no class is a digit or letter"
+    )
+    translation: bool = option(True, "shift all that D sees by up to an eighth of its side")
     skip_unreadable: bool = option(False, "leave damaged images out instead of stopping")
 
     latent_dim: int = option(100, "how many numbers the noise z has", 1, 4096, group="networks", fixed=True)
@@ -142,7 +144,7 @@ class Config:
     lr_d: float = option(2e-4, "learning rate of D", 0, 10, above=True)
     beta1: float = option(0.5, "Adam's decay rate of the mean gradient; the momentum of sgd", 0, 0.9999)
     beta2: float = option(0.999, "Adam's decay rate of the mean squared gradient", 0, 0.999999)
-    ema: float = option(50_000, "half-life, in images, of the average of G that draws the samples", 0, 10**9)
+    ema: float = option(200_000, "half-life, in images, of the average of G that draws the samples", 0, 10**9)
 
     device: str = option("auto", "auto, cpu, cuda, cuda:1 … or mps", group="performance", word="NAME")
     precision: str = option("auto", "auto is bf16 where a device knows it", choices=("auto", "fp32", "bf16"))
@@ -581,14 +583,16 @@ class GAN(nn.Module):
 
     @torch.no_grad()
     def share_real(self, images: Images) -> float:
-        """The share of real images, up to LOOKED_AT, that D takes for real, a batch at a time as in training."""
-        device, right = self.sums.device, []
+        """The share of real images, up to LOOKED_AT, that D takes for real: batches as in training, without dropout."""
+        device, rng, right = self.sums.device, self.rng, []
         some = epoch_order(len(images.pixels), 0, 0)[:LOOKED_AT].to(images.pixels.device)
+        self.rng = torch.Generator(device).manual_seed(0)  # training's own goes on as if nobody had looked
         with in_eval_mode(self.discriminator), running_averages_kept(self.discriminator), self.autocast():
             for index in some.split(self.config.batch_size):
                 labels = None if images.labels is None else images.labels[index].to(device)
-                scores = self.score(to_range(images.pixels[index].to(device)), labels)
-                right.append(scores.float() > self.undecided)
+                real = self.augment(to_range(images.pixels[index].to(device)))
+                right.append(self.score(real, labels).float() > self.undecided)
+        self.rng = rng
         return float(torch.cat(right).double().mean())
 
     def score(self, real: Tensor, labels: Tensor | None) -> Tensor:
@@ -1171,6 +1175,9 @@ def load_data(config: Config, split: str = "train") -> tuple[Config, Images, Ima
     with named("--data"):
         images, validation = load_images(config.data, split, config.image_size, config.skip_unreadable), None
     config = replace(config, image_size=images.pixels.shape[1])
+    if config.flip is None:  # a mirrored digit or letter is another one, or none
+        of_signs = any(len(name) == 1 or name.isdigit() for name in images.classes)
+        config = replace(config, flip=images.pixels.shape[3] == 3 and not of_signs)
     if config.multitask:
         check_classes(images, "--multitask")
     if split == "train":
@@ -2405,7 +2412,9 @@ def announce(run: Run, of_epoch: int) -> None:
     length = "1 step" if config.dry_run else length + f" of {plural(of_epoch, 'step')}" * (not config.iterations)
     done = f", {plural(run.step, 'step')} done" if run.step else ""
     say(f"networks   {networks}")
-    say(f"training   {objective}, batch {config.batch_size}, {length}{done}")
+    changes = [what for what, is_on in (("mirrored", config.flip), ("shifted", config.translation)) if is_on]
+    changed = f", images {' and '.join(changes)} at random" if changes else ""
+    say(f"training   {objective}, batch {config.batch_size}{changed}, {length}{done}")
     say(f"seed       {config.seed}")
     say(f"output     {run.out}")
 

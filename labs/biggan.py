@@ -45,12 +45,12 @@ from rollnumber_04 import Images, UserError
 
 
 @dataclass(frozen=True)
-class Config(gan.Config):
+class Config(parts.Config):
     """The options of a BigGAN; the defaults are those of a narrow one, which a CPU can train."""
 
-    without: ClassVar[tuple[str, ...]] = (*parts.OF_THE_ASSIGNMENT, "translation")
+    without: ClassVar[tuple[str, ...]] = (*parts.Config.without, "translation")
     epochs: int = parts.default("epochs", 10)
-    flip: bool = parts.default("flip", True)
+    flip: bool | None = parts.default("flip", None)
     latent_dim: int = parts.default("latent_dim", 128, "numbers in the noise z, for all blocks together")
     width_g: int = parts.default("width_g", 48, "channels of G's maps at the full size")
     width_d: int = parts.default("width_d", 48, "channels of D's first block")

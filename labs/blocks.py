@@ -32,17 +32,16 @@ SIZES = (28, 32)  # of images, which the critic's three CBlocks make 4×4
 
 
 @dataclass(frozen=True)
-class Config(gan.Config):
+class Config(parts.Config):
     """The script's options with the lab's defaults, and without those of another task."""
 
     without: ClassVar[tuple[str, ...]] = (
-        *parts.OF_THE_ASSIGNMENT, "flip", "optimizer",
+        *parts.Config.without, "flip", "optimizer",
     )  # fmt: skip
     epochs: int = parts.default("epochs", 3)
     image_size: int | None = parts.default("image_size", None, "28 or 32 pixels a side; the images' own if omitted")
     width_g: int = parts.default("width_g", 64)
     loss: str = parts.default("loss", "bce")
-    ema: float = parts.default("ema", 10_000)
 
     def check(self) -> None:
         super().check()

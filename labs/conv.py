@@ -34,17 +34,16 @@ from labs import parts
 
 
 @dataclass(frozen=True)
-class Config(gan.Config):
+class Config(parts.Config):
     """The script's options with the lab's defaults, without those of another task, and the four improvements."""
 
     without: ClassVar[tuple[str, ...]] = (
-        *parts.OF_THE_ASSIGNMENT, "image_size", "flip", "optimizer",
+        *parts.Config.without, "image_size", "flip", "optimizer",
     )  # fmt: skip
     epochs: int | None = parts.default("epochs", None)
     iterations: int | None = parts.default("iterations", 10_000)
     image_size: int | None = parts.default("image_size", 28)
     loss: str = parts.default("loss", "bce")
-    ema: float = parts.default("ema", 10_000)
     r1: float = gan.option(
         0.0, "weight γ of the R1 penalty; 0 is none", 0, 10**6, group="improvements", fixed=True, word="W"
     )

@@ -46,7 +46,7 @@ def by_style(like: Any, emoji: Any, photo: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Config(gan.Config):
+class Config(parts.Config):
     """The options of a CycleGAN. The defaults of --style emoji are the emoji lab's, those of photo Zhu et al.'s."""
 
     without: ClassVar = (

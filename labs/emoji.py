@@ -35,17 +35,18 @@ PENALTY_WEIGHT = 10.0  # the handout's
 
 
 @dataclass(frozen=True)
-class Config(gan.Config):
+class Config(parts.Config):
     """The script's options with the lab's defaults, without those of another task, and what the handout tries."""
 
     without: ClassVar[tuple[str, ...]] = (
-        *parts.OF_THE_ASSIGNMENT, "image_size", "flip", "optimizer", "lr_g", "lr_d",
+        *parts.Config.without, "image_size", "flip", "optimizer", "lr_g", "lr_d",
     )  # fmt: skip
     epochs: int | None = parts.default("epochs", None)
     iterations: int | None = parts.default("iterations", 10_000)
     batch_size: int = parts.default("batch_size", 32)
     image_size: int | None = parts.default("image_size", 32)
     width_d: int = parts.default("width_d", 64)
+    ema: float = parts.default("ema", 50_000)
     lr: float = gan.option(
         3e-4, "learning rate of G; that of D is twice as high", 0, 5, above=True, group="the handout's", word="RATE"
     )

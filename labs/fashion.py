@@ -35,11 +35,11 @@ from labs import parts
 
 
 @dataclass(frozen=True)
-class Config(gan.Config):
+class Config(parts.Config):
     """The script's options with the lab's defaults, without those of another task, and the two of WGAN-GP."""
 
     without: ClassVar[tuple[str, ...]] = (
-        *parts.OF_THE_ASSIGNMENT, "image_size", "flip", "translation", "optimizer",
+        *parts.Config.without, "image_size", "flip", "translation", "optimizer",
     )  # fmt: skip
     epochs: int = parts.default("epochs", 25)
     image_size: int | None = parts.default("image_size", 28)
@@ -47,7 +47,6 @@ class Config(gan.Config):
     width_d: int = parts.default("width_d", 48)
     beta1: float = parts.default("beta1", 0.0)
     beta2: float = parts.default("beta2", 0.9)
-    ema: float = parts.default("ema", 10_000)
     n_critic: int = gan.option(
         5, "updates of the critic, a batch each, for one of the generator", 1, 100, group="WGAN-GP", word="N"
     )

@@ -29,17 +29,16 @@ from labs import parts
 
 
 @dataclass(frozen=True)
-class Config(gan.Config):
+class Config(parts.Config):
     """The script's options with the lab's defaults, and without those of another task."""
 
     without: ClassVar[tuple[str, ...]] = (
-        *parts.OF_THE_ASSIGNMENT, "image_size", "flip", "optimizer",
+        *parts.Config.without, "image_size", "flip", "optimizer",
     )  # fmt: skip
     epochs: int = parts.default("epochs", 15)
     image_size: int | None = parts.default("image_size", 28)
     width_g: int = parts.default("width_g", 64)
     loss: str = parts.default("loss", "bce")
-    ema: float = parts.default("ema", 10_000)
 
 
 class Generator(gan.BaseGenerator):

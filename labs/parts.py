@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,13 +15,21 @@ from torch import Tensor, nn
 import rollnumber_04 as gan
 from rollnumber_04 import UserError
 
-OF_THE_ASSIGNMENT = ("loss", "multitask", "class_weight", "validation_split")  # options that no lab has
-
 
 def default(name: str, value: Any, help: str = "") -> Any:
     """A field of a lab's Config: an option of the script with another default, or other words."""
     known = gan.Config.__dataclass_fields__[name].metadata
     return field(default=value, metadata=known | {"help": help or known["help"]})
+
+
+@dataclass(frozen=True)
+class Config(gan.Config):
+    """The options of a lab: the script's without those of the assignment, with what the handouts set or leave out."""
+
+    without: ClassVar[tuple[str, ...]] = ("loss", "multitask", "class_weight", "validation_split")
+    flip: bool = default("flip", False)
+    translation: bool = default("translation", False)
+    ema: float = default("ema", 10_000)
 
 
 # Losses of scores.

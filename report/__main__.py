@@ -197,7 +197,7 @@ def run_asked(options: argparse.Namespace) -> None:
         if name not in experiments:
             raise gan.UserError(f"there is no such experiment for --scale {options.scale} in {EXPERIMENTS.name}", name)
         if version := experiments[name].get("version"):
-            raise gan.UserError(f"has options that only version {version} had; its results are kept", name)
+            raise gan.UserError(f"takes options or defaults of version {version} alone; its results are kept", name)
     deadline = time.monotonic() + 60 * options.budget
     weights = options.inception_weights
     if weights and not weights.is_file():  # found out now, not when the runs are done

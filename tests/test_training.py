@@ -1,6 +1,7 @@
 """The losses against numbers worked out by hand, and the rules that one training step keeps."""
 
 import csv
+import json
 import math
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_binary_cross_entropy_by_hand():
 
 @pytest.mark.parametrize("loss", gan.LOSSES)
 def test_the_step_minimises_the_loss_of_the_scores(loss):
-    model, real, scores = toy("--loss", loss), real_images(), {}
+    model, real, scores = toy("--loss", loss, "--no-translation"), real_images(), {}
     rng = torch.Generator().manual_seed(4)
     of_d, of_g = (torch.randn(8, 8, generator=rng) for _ in range(2))
     model.rng = torch.Generator().manual_seed(4)  # so that the step draws the same z
@@ -127,7 +128,7 @@ def test_each_update_changes_its_own_network_only():
 
 
 def test_real_and_fake_images_go_through_d_apart():
-    model, batches, real = toy(), [], real_images()
+    model, batches, real = toy("--no-translation"), [], real_images()
     model.discriminator.features[0].register_forward_pre_hook(lambda layer, inputs: batches.append(inputs[0].detach()))
     model.step(real, None)
     assert [len(batch) for batch in batches] == [8, 8, 8]  # those of D's loss, and of G's
@@ -241,6 +242,28 @@ def test_a_batch_is_the_images_in_range_and_flips_mirror_half():
     assert 150 < sum(mirrored) < 250
 
 
+@pytest.mark.parametrize(
+    ("names", "are_grey", "words", "flips"),
+    [
+        (("cat", "dog"), False, [], True),
+        (("cat", "dog"), True, [], False),
+        (("0", "1"), False, [], False),
+        (("10", "11"), False, [], False),
+        (("a", "b"), False, [], False),
+        (("0", "1"), False, ["--flip"], True),
+        (("cat", "dog"), False, ["--no-flip"], False),
+    ],
+)
+def test_images_are_mirrored_where_that_makes_sense(names, are_grey, words, flips, tmp_path, capsys):
+    for name in names:
+        images = pictures(8, seed=len(name))
+        save_all(images[..., :1].repeat(3, 3) if are_grey else images, tmp_path / "data" / name)
+    out = tmp_path / "run"
+    assert gan.main([*TOY, *words, "--data", str(tmp_path / "data"), "--dry-run", "--out", str(out)]) == 0
+    assert json.loads((out / "options.json").read_bytes())["flip"] is flips
+    assert ("images mirrored and shifted at random" in capsys.readouterr().out) == flips
+
+
 def test_same_seed_same_weights_other_seed_other_weights():
     weights = [toy("--seed", seed).generator.project.weight for seed in ("1", "1", "2")]
     assert torch.equal(weights[0], weights[1])
@@ -300,6 +323,8 @@ def test_d_is_tried_on_images_that_it_has_seen_and_on_others(words, tmp_path):
         pixels = gan.load_images(data, split).pixels
         order = gan.epoch_order(len(pixels), 0, 0)
         batches = (pixels[index].permute(0, 3, 1, 2) / 127.5 - 1 for index in order.split(8))  # by batch statistics
+        rng = torch.Generator().manual_seed(0)
+        batches = (gan.translated(batch, rng) for batch in batches)
         with torch.no_grad():
             scores = torch.cat([discriminator(batch) for batch in batches])
         right = (scores > (0.0 if "bce" in words else 0.5)).double().mean().item()
@@ -307,10 +332,11 @@ def test_d_is_tried_on_images_that_it_has_seen_and_on_others(words, tmp_path):
 
 
 def test_trying_d_changes_nothing():
-    model, images = toy(), toy_images(20)
-    before = snapshot(model)
-    model.share_real(images)
+    model, images = toy("--translation"), toy_images(20)
+    before, noise = snapshot(model), model.rng.get_state()
+    assert model.share_real(images) == model.share_real(images)
     assert not changed(before, model)
+    assert torch.equal(model.rng.get_state(), noise)
     assert all(module.training for module in model.discriminator.modules())
 
 
