@@ -21,7 +21,8 @@ from typing import Any
 import rollnumber_04 as gan
 from labs.biggan import BigGAN
 
-WIDE = "--width-g 256 --width-d 256 --lr-d 2e-4 --d-steps 4 --ema 400000 --augment colour,translation,cutout".split()
+WIDE = "--width-g 256 --width-d 256 --batch-size 64 --lr-d 2e-4 --d-steps 4 --ema 400000".split()
+WIDE += ["--augment", "colour,translation,cutout"]
 
 
 def steps_per_second(config: gan.Config, warm_up: int, timed: int) -> float:

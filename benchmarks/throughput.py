@@ -115,7 +115,8 @@ def compare(batch: int, options: argparse.Namespace, images: gan.Images) -> benc
     """Both loops at a batch size, in turns; rates in images a second."""
     device, (_, size, _, channels) = options.device, images.pixels.shape
     precision = gan.choose_precision(options.precision, device)
-    config = gan.Config(batch_size=batch, seed=0, image_size=size, precision=precision, launch=options.launch)
+    of_batch = dict(batch_size=batch, image_size=size, precision=precision, launch=options.launch)
+    config = gan.Config(seed=0, flip=False, translation=False, **of_batch)  # the textbook's loop changes no images
     loops = {"textbook": textbook_loop(config, images, device), "own": own_loop(config, images, device)}
     steps = max(2, options.images // batch)
     rates = benchmarks.in_turns(loops, steps, options.rounds, max(speed.GRAPH_AFTER + 3, steps // 4), device)

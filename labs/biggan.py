@@ -12,8 +12,8 @@
 
 A wide one for a GPU, which benchmarks/biggan.py trains and measures:
 
-    python -m labs.biggan --data ./cifar10 --width-g 256 --width-d 256 --lr-d 2e-4 --d-steps 4 --ema 400000 \
-        --augment colour,translation,cutout --iterations 30000 --sample-every 1000
+    python -m labs.biggan --data ./cifar10 --width-g 256 --width-d 256 --batch-size 64 --lr-d 2e-4 --d-steps 4 \
+        --ema 400000 --augment colour,translation,cutout --iterations 30000 --sample-every 1000
 
 A residual generator, to each of whose blocks a part of z and the embedding of the class are told, and a residual
 discriminator that compares what it sees with an embedding of the class. The run folder, checkpoints and resume are
@@ -49,14 +49,15 @@ class Config(parts.Config):
     """The options of a BigGAN; the defaults are those of a narrow one, which a CPU can train."""
 
     without: ClassVar[tuple[str, ...]] = (*parts.Config.without, "translation")
-    epochs: int = parts.default("epochs", 10)
+    epochs: int = parts.default("epochs", 16)
+    batch_size: int = parts.default("batch_size", 16)
     flip: bool | None = parts.default("flip", None)
     latent_dim: int = parts.default("latent_dim", 128, "numbers in the noise z, for all blocks together")
     width_g: int = parts.default("width_g", 48, "channels of G's maps at the full size")
     width_d: int = parts.default("width_d", 48, "channels of D's first block")
     lr_d: float = parts.default("lr_d", 4e-4)
     beta1: float = parts.default("beta1", 0.0)
-    ema: float = parts.default("ema", 20_000)
+    ema: float = parts.default("ema", 100_000)
     conditional: bool | None = gan.option(
         None, "tell both networks the class of an image; if omitted, where the data has classes", group="BigGAN",
         fixed=True,

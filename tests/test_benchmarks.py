@@ -51,7 +51,7 @@ def test_throughput_of_two_loops(tmp_path, capsys):
 
 
 def test_a_multiplication_counts_as_two_operations():
-    config = gan.Config(batch_size=2, seed=0, image_size=8, latent_dim=4, width_g=4, width_d=4)
+    config = gan.Config(batch_size=2, seed=0, image_size=8, latent_dim=4, width_g=4, width_d=4, translation=False)
     # G: 4 → 4×4×4, 4 → 3 by 4×4 on 4×4. D: 3 → 4 by 4×4 on 4×4, 4 → 1 by 4×4. Each image passes D or G so often,
     # forward, by the weights and by what comes in.
     g, d = (4 * 64, 4 * 3 * 16 * 16), (3 * 4 * 16 * 16, 4 * 16)
