@@ -122,11 +122,11 @@ class Config:
     )  # fmt: skip
     image_size: int | None = option(None, "pixels a side; the images' own if omitted", 1, 1024, fixed=True)
     validation_split: float | None = option(
-        None, "validate D on this share of the training images, which it is not shown; if omitted on the test images, "
-        "or with --multitask on a share of 0.1 where there are none", 0, 0.9, above=True, fixed=True,
+        None, "keep this share of the training images from D, to validate it on; if omitted that is done on the test "
+        "images, and where there are none, with --multitask, on a share of 0.1", 0, 0.9, above=True, fixed=True,
     )  # fmt: skip
     flip: bool | None = option(
-        None, "mirror half of the real images; if omitted, where they are in colour and no class is a digit or letter"
+        None, "mirror half of the real images; if omitted, those in colour whose classes are not all digits or letters"
     )
     translation: bool = option(True, "shift all that D sees by up to an eighth of its side")
     skip_unreadable: bool = option(False, "leave damaged images out instead of stopping")
@@ -360,7 +360,7 @@ LOSSES = {  # a new one has its functions above, a line here, and its name in th
 ########################################################################################################################
 
 LOG_EVERY = 50  # steps whose means make a row of log.csv
-LOOKED_AT = 1000  # real images on which D is tried at an interval's end
+TRIED, FEWEST_TRIED = 1000, 100  # real images on which D is tried at an interval's end; fewer say too little
 EMA_RAMP = 0.05  # while few images have been seen, the half-life is this share of them (Karras et al. 2022, EDM)
 ADVICE = "the last checkpoint is whole: --resume, or begin again, with lower learning rates or with --precision fp32"
 
@@ -570,7 +570,8 @@ class GAN(nn.Module):
             known = {"val_class_loss": loss, "val_accuracy": accuracy}
         if "d_accuracy_unseen" in self.interval_columns(self.config):
             for name, part in (("seen", images), ("unseen", validation)):
-                known[f"d_accuracy_{name}"] = self.share_real(part) if part else ""
+                is_enough = part and len(part.pixels) >= FEWEST_TRIED
+                known[f"d_accuracy_{name}"] = self.share_real(part) if is_enough else ""
         metrics = known | {"diversity": diversity(samples, images), "fid": ""}
         return Snapshot(metrics, {"fixed_noise": sheet(samples, sheet_columns(generator, len(samples)))}, confusion)
 
@@ -583,11 +584,13 @@ class GAN(nn.Module):
 
     @torch.no_grad()
     def share_real(self, images: Images) -> float:
-        """The share of real images, up to LOOKED_AT, that D takes for real: batches as in training, without dropout."""
+        """The share of real images, up to TRIED, that D takes for real: batches as in training, without dropout."""
         device, rng, right = self.sums.device, self.rng, []
-        some = epoch_order(len(images.pixels), 0, 0)[:LOOKED_AT].to(images.pixels.device)
+        some = epoch_order(len(images.pixels), 0, 0)[:TRIED].to(images.pixels.device)
+        is_compiled = self.config.launch == "compiled"  # for training's mode and shapes alone
+        as_written = torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
         self.rng = torch.Generator(device).manual_seed(0)  # training's own goes on as if nobody had looked
-        with in_eval_mode(self.discriminator), running_averages_kept(self.discriminator), self.autocast():
+        with in_eval_mode(self.discriminator), running_averages_kept(self.discriminator), self.autocast(), as_written:
             for index in some.split(self.config.batch_size):
                 labels = None if images.labels is None else images.labels[index].to(device)
                 real = self.augment(to_range(images.pixels[index].to(device)))
@@ -909,7 +912,7 @@ def load_images(
     `.npz`), or None for the built-in shapes. `split` is "train", "test" or "all", both in this order; a set that comes
     undivided is all "train". Images of another size are resized (antialiased) so that the shorter side fits, and
     cropped to the centre. `image_size` None keeps the images' own size where the networks can make it. A set whose
-    images are all grey has one channel. Of more than `most` images so many are taken, always the same. Raises UserError
+    images are all grey has one channel. Of more than `most` files so many are taken, always the same. Raises UserError
     that names what is wrong.
     """
     if split == "all":
@@ -1166,21 +1169,25 @@ def hold_out(images: Images, share: float) -> tuple[Images, Images]:
     starts = np.flatnonzero(np.diff(labels.numpy()[order], prepend=-1))
     taken[starts[np.minimum.reduceat(taken, starts)]] = False  # an image of each class stays, or it could not be learnt
     parts = (np.sort(order[~taken]), np.sort(order[taken]))
-    kept, held = (replace(images, pixels=images.pixels[part], labels=labels[part]) for part in parts)
-    return (kept, held) if images.labels is not None else (replace(kept, labels=None), replace(held, labels=None))
+    of_parts = [None if images.labels is None else labels[part] for part in parts]
+    kept, held = (replace(images, pixels=images.pixels[p], labels=of) for p, of in zip(parts, of_parts, strict=True))
+    return kept, held
 
 
-def load_data(config: Config, split: str = "train") -> tuple[Config, Images, Images | None]:
-    """The options as the data decides them, the training set, a validation set if there is one. Raises UserError."""
+def load_data(config: Config, split: str = "train", validate: bool = True) -> tuple[Config, Images, Images | None]:
+    """The options as the data decides them, the training set and, if it is to `validate`, a validation set if there is.
+
+    Raises UserError.
+    """
     with named("--data"):
         images, validation = load_images(config.data, split, config.image_size, config.skip_unreadable), None
     config = replace(config, image_size=images.pixels.shape[1])
     if config.flip is None:  # a mirrored digit or letter is another one, or none
-        of_signs = any(len(name) == 1 or name.isdigit() for name in images.classes)
-        config = replace(config, flip=images.pixels.shape[3] == 3 and not of_signs)
+        are_signs = images.classes and all(len(name) == 1 or name.isdigit() for name in images.classes)
+        config = replace(config, flip=images.pixels.shape[3] == 3 and not are_signs)
     if config.multitask:
         check_classes(images, "--multitask")
-    if split == "train":
+    if validate:
         config, images, validation = load_validation(config, images)
     if config.evaluate_every:
         extra("evaluate").check_enough(images, f"--evaluate-every {config.evaluate_every}")
@@ -1226,20 +1233,18 @@ def load_validation(config: Config, images: Images) -> tuple[Config, Images, Ima
 
 
 def load_test(config: Config, images: Images) -> Images:
-    """The test images that go with a training set: all for Task 2, some for Task 1. Raises UserError."""
-    most = None if config.multitask else LOOKED_AT
+    """The test images that go with a training set: all, labelled, for Task 2, and some for Task 1. Raises UserError."""
+    most = None if config.multitask else TRIED
     with named("--data"):
         test = load_images(config.data, "test", config.image_size, config.skip_unreadable, most)
-        test = with_channels(test, images.pixels.shape[3])
-        if images.labels is None:
-            return replace(test, labels=None)
-        if test.labels is None:
-            raise UserError("its test images have no labels; give --validation-split 0.1", config.data)
-        try:
+        test, stray = with_channels(test, images.pixels.shape[3]), set(test.classes) - set(images.classes)
+        if test.labels is not None and images.labels is not None and not stray:
             return renumbered(test, images.classes)
-        except KeyError as stray:
-            what = f"class {stray.args[0]} of its test images has no training image"
-            raise UserError(what, config.data) from None
+        if not config.multitask:
+            return replace(test, labels=None, classes=())
+        if stray:
+            raise UserError(f"class {min(stray)} of its test images has no training image", config.data)
+        raise UserError("its test images have no labels; give --validation-split 0.1", config.data)
 
 
 def plural(count: int, what: str) -> str:
@@ -1268,7 +1273,7 @@ def to_range(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def real_batch(pixels: Tensor, index: Tensor, flip: bool, rng: torch.Generator) -> Tensor:
+def real_batch(pixels: Tensor, index: Tensor, flip: bool | None, rng: torch.Generator) -> Tensor:
     """Gather uint8 N×H×W×C as float32 B×C×H×W in (-1, 1); each is mirrored with chance ½ if `flip`."""
     batch = to_range(pixels[index])
     if rng.device.type == "mps":

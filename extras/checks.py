@@ -151,9 +151,9 @@ def check_comparable(run: Run, saved: dict[str, Any], path: Path) -> None:
         raise UserError("has seen more images of its epoch than there are", path)
     before, now = saved["options"].get("fid"), run.facts["fid"]
     before = before if isinstance(before, dict) else {}
-    was, becomes = ([fid.get(name) for name in ("n_fake", "n_real", "weights")] for fid in (before, now))
+    was, becomes = ([fid.get(name) for name in ("n_fake", "n_real", "weights", "network")] for fid in (before, now))
     if before and now and was != becomes:
-        of = "{} samples, {} images, weights {}".format(*was)
+        of = "{} samples, {} images, weights {}, {}".format(*was)
         what = f"the FIDs of {path} are of others, {of}, and cannot be compared; --evaluate-every 0 turns them off"
         about = "--evaluate-every" if was[0] == becomes[0] else gan.flag_of("evaluate_samples", becomes[0])
         raise UserError(what[:400], about)

@@ -20,19 +20,20 @@ VERSION = 1  # of what training gives
 class Judge(nn.Module):
     """Images (B×channels×S×S) to class logits (B×classes): three stages of two convolutions of 3×3 with batch norm.
 
-    The first has `width` channels at the full size, each that follows twice as many at half the size. Of images from 64
-    pixels on it sees means, so that the full size is 32 to 63.
+    They have `width`, twice and four times as many channels, at the full size, half and a quarter of it. Images of 64
+    pixels and more are first averaged down to 32 to 63.
     """
 
     def __init__(self, image_size: int = 32, channels: int = 3, width: int = 32, classes: Sequence[str] = ()):
         super().__init__()
         self.architecture = gan.arguments(self, locals())
-        layers, inputs = [nn.AvgPool2d(max(1, image_size // 32))], channels
-        for outputs in (width, width, 2 * width, 2 * width, 4 * width, 4 * width):
-            if outputs == 2 * inputs:
-                layers.append(nn.MaxPool2d(2))
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-            inputs = outputs
+        layers, inputs = [], channels
+        for stage in range(3):
+            layers.append(nn.MaxPool2d(2) if stage else nn.AvgPool2d(max(1, image_size // 32)))
+            for _ in range(2):
+                outputs = width << stage
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+                inputs = outputs
         self.layers = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Dropout(0.3))
         self.last = nn.Linear(inputs, len(classes))
 
@@ -46,17 +47,17 @@ class Judge(nn.Module):
 
 def judge_of(images: Images, device: torch.device) -> Judge:
     """The classifier of a labelled set: from the cache, or trained on it and put there."""
-    judge = Judge(images.pixels.shape[1], images.pixels.shape[3], classes=images.classes)
-    name = f"judge-{VERSION}-{gan.fingerprint(images)}-{judge.architecture['image_size']}"
-    if kept := cache.load(name):
-        judge.load_state_dict(kept)
-        return judge.to(device)
+    name = f"judge-{VERSION}-{gan.fingerprint(images)}-{len(images.classes)}"
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
-        judge = Judge(**judge.architecture).to(device, memory_format=gan.memory_format(device))
-        learn(judge, gan.on_device(images, device))
-    cache.save(name, {key: tensor.cpu().contiguous() for key, tensor in judge.state_dict().items()})
-    return judge
+        judge = Judge(images.pixels.shape[1], images.pixels.shape[3], classes=images.classes)
+        judge.to(device, memory_format=gan.memory_format(device))
+        if kept := cache.load(name):
+            judge.load_state_dict(kept)
+        else:
+            learn(judge, gan.on_device(images, device))
+            cache.save(name, {key: tensor.cpu().contiguous() for key, tensor in judge.state_dict().items()})
+    return judge.eval()
 
 
 def learn(judge: Judge, images: Images) -> None:
@@ -80,4 +81,3 @@ def learn(judge: Judge, images: Images) -> None:
                 optimizer.step()
                 schedule.step()
                 bar.update()
-    judge.eval()

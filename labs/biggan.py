@@ -268,6 +268,7 @@ class BigGAN(gan.GAN):
     """BigGAN in training: hinge losses, `d_steps` updates of D to one of G, and classes if the data has some."""
 
     Config: ClassVar = Config
+    undecided = 0.0  # of the hinge loss
     networks: ClassVar[dict[str, type[nn.Module]]] = {"generator": Generator, "discriminator": Discriminator}
     commands: ClassVar[dict[str, Any]] = {
         "generate": partial(gan.generate, program="labs.biggan"),
@@ -336,8 +337,6 @@ class BigGAN(gan.GAN):
         """D's scores B of images B×C×H×W in (-1, 1), if it is conditional as images of the labels' classes."""
         return self.discriminator(real, labels if self.config.conditional else None)
 
-    undecided = 0.0  # of the hinge loss
-
     @classmethod
     def load(cls, config: Config) -> tuple[Config, Images, Images | None]:
         """The training set, and whether the networks are told classes, which the data decides if no option does."""
@@ -345,6 +344,7 @@ class BigGAN(gan.GAN):
         conditional = len(images.classes) > 1 if config.conditional is None else config.conditional
         if conditional:
             gan.check_classes(images, "--conditional")
+            validation = validation if validation and validation.labels is not None else None  # D is told classes
         return replace(config, conditional=conditional), images, validation
 
     @staticmethod

@@ -113,8 +113,8 @@ class BlocksGAN(gan.GAN):
         self.discriminator = Critic(self.channels, config.width_d)
 
     @classmethod
-    def load(cls, config: Config) -> tuple[Config, gan.Images, None]:
-        """The training set, of images that the networks are for, and the options as it decides them."""
+    def load(cls, config: Config) -> tuple[Config, gan.Images, gan.Images | None]:
+        """The options as the data decides them, training and test images that the networks are for."""
         config, images, validation = super().load(config)
         config.check()
         return config, images, validation

@@ -124,7 +124,7 @@ class ConvGAN(gan.GAN):
     @classmethod
     def load(cls, config: Config) -> tuple[Config, gan.Images, None]:
         """The training and the test images together."""
-        return gan.load_data(config, "all")
+        return gan.load_data(config, "all", validate=False)
 
     @staticmethod
     def columns(config: Config) -> tuple[str, ...]:
@@ -172,6 +172,10 @@ class ConvGAN(gan.GAN):
         deviation = self.config.instance_noise * (1 - self.steps / self.planned).clamp(min=0)
         noise = torch.randn(images.shape, generator=self.rng, device=self.rng.device)
         return images + (deviation * noise).to(images.dtype)
+
+    def score(self, real: Tensor, labels: Tensor | None) -> Tensor:
+        """Logits B of images B×C×28×28 with the noise of the step."""
+        return self.discriminator(self.noisy(real))
 
     def jumps(self, step: int, before: dict[str, Any]) -> list[str]:
         planned = before.get("planned")

@@ -182,15 +182,15 @@ class EmojiGAN(gan.GAN):
         return g_loss.detach()
 
     def warnings(self, rows: Sequence[dict[str, Any]]) -> list[str]:
-        """The script's two, with the advice that this lab has options for."""
+        """The script's, with the advice that this lab has options for."""
         config, found = self.config, []
+        untried = {"--gradient-penalty": config.gradient_penalty, "--translation": config.translation}
+        advice = [flag for flag, is_on in untried.items() if not is_on]
         if diagnosis.d_has_won(rows, gan.LOSSES["ls"]):
-            untried = {"--gradient-penalty": config.gradient_penalty, "--translation": config.translation}
-            advice = [flag for flag, is_on in untried.items() if not is_on]
             found.append(f"D has won and teaches G little: try {' or '.join(advice or ['a lower --lr'])}")
         if diagnosis.g_has_collapsed(rows):
             found.append("the samples hardly differ, G has collapsed: try a lower --lr or a higher --d-train-iters")
-        return found
+        return [*found, *diagnosis.d_learns_by_heart(rows, advice)]
 
     def describe(self) -> tuple[str, str]:
         config, (networks, objective) = self.config, super().describe()

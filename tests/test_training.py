@@ -250,6 +250,7 @@ def test_a_batch_is_the_images_in_range_and_flips_mirror_half():
         (("0", "1"), False, [], False),
         (("10", "11"), False, [], False),
         (("a", "b"), False, [], False),
+        (("a", "dog"), False, [], True),
         (("0", "1"), False, ["--flip"], True),
         (("cat", "dog"), False, ["--no-flip"], False),
     ],
@@ -311,7 +312,8 @@ def divided(folder, count, of_test):
 
 
 @pytest.mark.parametrize("words", [(), ("--multitask",), ("--loss", "bce")])
-def test_d_is_tried_on_images_that_it_has_seen_and_on_others(words, tmp_path):
+def test_d_is_tried_on_images_that_it_has_seen_and_on_others(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(gan, "FEWEST_TRIED", 16)
     data, out = divided(tmp_path / "data", 40, 16), tmp_path / "run"
     assert gan.main([*TOY, *words, "--data", str(data), "--epochs", "3", "--seed", "1", "--out", str(out)]) == 0
     saved = gan.load_checkpoint(out / "checkpoints" / "last.pt")
@@ -341,7 +343,8 @@ def test_trying_d_changes_nothing():
 
 
 def test_of_a_large_set_the_same_images_are_tried(tmp_path, monkeypatch):
-    monkeypatch.setattr(gan, "LOOKED_AT", 6)
+    monkeypatch.setattr(gan, "TRIED", 6)
+    monkeypatch.setattr(gan, "FEWEST_TRIED", 6)
     data = divided(tmp_path / "data", 40, 16)
     config, images, validation = gan.load_data(gan.config_from(["--data", str(data)]))
     whole = gan.load_images(data, "test")
@@ -356,7 +359,8 @@ def test_of_a_large_set_the_same_images_are_tried(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flat", [True, False])
-def test_a_share_can_be_held_out_to_try_d_on(flat, tmp_path, capsys):
+def test_a_share_can_be_held_out_to_try_d_on(flat, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gan, "FEWEST_TRIED", 10)
     data = tmp_path / "data"
     save_all(pictures(40), data if flat else data / "cat")
     out = tmp_path / "run"
@@ -373,6 +377,27 @@ def test_a_share_can_be_held_out_to_try_d_on(flat, tmp_path, capsys):
     assert 0 <= float(read_rows(tmp_path / "held" / "epochs.csv")[0]["d_accuracy_unseen"]) <= 1
     assert gan.main(["--resume", "--epochs", "2", "--out", str(tmp_path / "held")]) == 0
     assert ": 30 colour images" in capsys.readouterr().out
+
+
+def test_few_images_say_nothing_of_d(tmp_path):
+    data = divided(tmp_path / "data", 100, 98)
+    assert gan.main([*TOY, "--data", str(data), "--dry-run", "--out", str(tmp_path / "run")]) == 0
+    (row,) = read_rows(tmp_path / "run" / "epochs.csv")
+    assert row["d_accuracy_seen"] != ""
+    assert row["d_accuracy_unseen"] == ""
+
+
+@pytest.mark.parametrize("stray", [False, True])
+@pytest.mark.parametrize(("name", "is_tried"), [("rollnumber_04", True), ("labs.biggan", False)])
+def test_only_a_d_that_is_told_classes_needs_those_of_test_images(name, is_tried, stray, tmp_path, monkeypatch):
+    monkeypatch.setattr(gan, "FEWEST_TRIED", 8)
+    parts = {"images": pictures(20), "labels": np.arange(20) % 2, "test_images": pictures(8, seed=1)}
+    np.savez(tmp_path / "data.npz", **parts, **({"test_labels": np.arange(8) % 3} if stray else {}))
+    words = ["--width-g", "4", "--width-d", "4", "--latent-dim", "8", "--batch-size", "8", "--device", "cpu"]
+    words += ["--data", str(tmp_path / "data.npz"), "--dry-run", "--out", str(tmp_path / "run")]
+    assert gan.main(words, name) == 0
+    (row,) = read_rows(tmp_path / "run" / "epochs.csv")
+    assert (row["d_accuracy_unseen"] != "") == is_tried
 
 
 @pytest.mark.parametrize("harm", ["damaged", "class"])
