@@ -110,7 +110,7 @@ class Config:
     d_steps = 1  # batches of real images in a step; an option of labs
     epochs: int = option(50, "passes over the data", 1, 10**6, group="training")
     iterations: int | None = option(None, "train for N steps, instead of --epochs", 1, 10**8)
-    batch_size: int = option(64, "real images in a step, of each process", 2, 2**16)
+    batch_size: int = option(32, "real images in a step, of each process", 2, 2**16)
     seed: int | None = option(None, "random seed; chosen and printed if omitted", 0, 2**31 - 1)
     resume: Path | None = option(None, "go on from checkpoint PATH, or from the last one of --out", saved=False)
     dry_run: bool = option(False, "train one step and write every file", saved=False)
@@ -164,6 +164,12 @@ class Config:
     )
     evaluate_samples: int = option(2000, "samples for each FID", 16, 10**6)
     inception_weights: Path | None = option(None, "torch-fidelity's weights; it fetches them if omitted")
+
+    def __post_init__(self):
+        for name, kind in kinds_of(type(self)).items():
+            if kind is Path and isinstance(value := getattr(self, name), str):  # as a notebook gives it
+                with named(flag_of(name)):
+                    object.__setattr__(self, name, some_path(value))
 
     @property
     def unit(self) -> str:
@@ -302,10 +308,19 @@ def halvings(image_size: int) -> int:
 
 
 def initialise(network: nn.Module) -> None:
-    """Draw the weights of convolutions and linear layers from N(0, 0.02²) (Radford et al. 2016, section 3)."""
+    """Draw the weights of convolutions and linear layers from N(0, 0.02²) (Radford et al. 2016, section 3).
+
+    A transposed convolution of 4×4 and stride 2 begins smooth: as an enlargement by the nearest pixel and a convolution
+    of 3×3, which together are such a layer (compare Aitken et al. 2017). Drawn freely, it gives each pixel of a 2×2
+    square weights of its own, and G begins with a chequerboard that it must unlearn.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(module.weight, 0.0, 0.02)
+        if isinstance(module, nn.ConvTranspose2d) and (module.kernel_size, module.stride) == ((4, 4), (2, 2)):
+            kernels = 0.02 * torch.randn(*module.weight.shape[:2], 3, 3)
+            # The sum of each over its four shifts has 2.25 times its mean square: / 1.5 leaves 0.02².
+            module.weight.data.copy_(F.avg_pool2d(kernels, 2, stride=1, padding=1, divisor_override=1) / 1.5)
 
 
 ########################################################################################################################
@@ -428,6 +443,9 @@ class GAN(nn.Module):
     Config: ClassVar = Config
     networks: ClassVar[dict[str, type[nn.Module]]] = {"generator": Generator, "discriminator": Discriminator}
     commands: ClassVar[dict[str, Callable[[list[str]], Any]]] = {}  # a lab's own
+    uses: ClassVar[dict[str, str]] = {  # what is done with the files of `models`
+        "generator": "generate {} --out samples.png", "discriminator": "classify {} IMAGE",
+    }  # fmt: skip
 
     def __init__(self, config: Config, channels: int = 3, classes: Sequence[str] = ()):
         super().__init__()
@@ -894,7 +912,7 @@ class Source:
     `where` is what the user called it, `left_out` counts what lies there and is not taken, by its kind: ".heic".
     """
 
-    items: Sequence[Path] | np.ndarray
+    items: Sequence[str | Path] | np.ndarray
     labels: Sequence[int] | np.ndarray | None = None
     classes: tuple[str, ...] = ()
     where: str = ""
@@ -2312,8 +2330,7 @@ def train(config: Config, kind: type[GAN] = GAN) -> Path:
     say(f"done       {plural(run.step, 'step')}; this time {clock(time.perf_counter() - begun)}")
     if speed := extra("speed", is_needed=False):
         say(f"           peak memory {speed.peak_memory(device)}")
-    for file in kind.models(config):
-        say(f"{file:10} {run.out / f'{file}.safetensors'}")
+    say_what_next(run)
     return run.out
 
 
@@ -2332,13 +2349,14 @@ def prepare(config: Config, kind: type[GAN], device: torch.device) -> Run | None
     if not is_new and not rank():
         for folder in (config.out, config.out / "checkpoints"):
             check_writable("--out", folder)
-    if config.launch == "compiled":
-        extra("speed").check_compiler(device)
+    if speed := extra("speed", is_needed=config.launch == "compiled"):
+        speed.check_compiler(device) if config.launch == "compiled" else speed.defer_compiler()
     config, images, validation = settle(config, kind, device)
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic != torch.are_deterministic_algorithms_enabled():  # which imports torch's compiler
+        torch.use_deterministic_algorithms(config.deterministic)
     measures_itself = config.evaluate_every and not config.dry_run and not rank()
     # Before the networks are made, for it may draw random numbers.
     fid, fid_facts = extra("evaluate").fid_during(config, images, device) if measures_itself else (None, {})
@@ -2459,9 +2477,28 @@ def how_to_go_on(run: Run) -> str:
     if not (run.out / "checkpoints" / "last.pt").exists():
         return "nothing was saved yet"
     start = f"torchrun --nproc-per-node {process_count()}" if process_count() > 1 else "python"
+    return f"go on from what is saved with: {start} {program_of(run)} --resume --out {shlex.quote(str(run.out))}"
+
+
+def program_of(run: Run) -> str:
+    """What of a run follows `python` on a command line."""
     kind = kind_of(run.gan)
-    program = "rollnumber_04.py" if kind == "rollnumber_04" else f"-m {kind}"
-    return f"go on from what is saved with: {start} {program} --resume --out {shlex.quote(str(run.out))}"
+    return "rollnumber_04.py" if kind == "rollnumber_04" else f"-m {kind}"
+
+
+def say_what_next(run: Run) -> None:
+    """Say what to look at of a run that is done, and the commands that use it."""
+    config, out, program = run.gan.config, shlex.quote(str(run.out)), f"python {program_of(run)}"
+    if sheets := numbered_files(run.out / "samples", config.unit, ".png", run.number):
+        moving = run.out / "samples" / "progress.gif"
+        say(f"look at    {sheets[-1]}" + f"; how it came: {moving}" * moving.exists())
+    for file in run.gan.models(config):
+        command, _, rest = run.gan.uses[file].partition(" ")
+        say(f"{command:10} {program} {command} {rest.format(shlex.quote(str(run.out / f'{file}.safetensors')))}")
+    further = "" if config.dry_run else f" --{config.unit}s {2 * run.number}"
+    say(f"go on      {program} --resume --out {out}{further}")
+    if (run.out / "tensorboard").exists():
+        say(f"curves     tensorboard --logdir {shlex.quote(str(run.out.parent))}")
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -2745,6 +2782,7 @@ def commands_of(kind: type[GAN]) -> dict[str, Callable[[list[str]], Any]]:
         found |= {name: partial(run_extra, file, name, program) for name, file in COMMANDS.items()}
     if kind is GAN:
         found["classify"] = partial(classify, program=program)
+    found["export"] = partial(run_extra, "export", "export", program)
     return found | kind.commands
 
 

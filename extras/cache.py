@@ -64,24 +64,24 @@ def save(name: str, tensors: dict[str, Tensor]) -> None:
         print(f"note: {path} could not be written ({error.strerror}); the next time computes it again", file=sys.stderr)
 
 
-def load_pixels(items: Sequence[Path] | np.ndarray, size: int) -> np.ndarray | None:
+def load_pixels(items: Sequence[str | Path] | np.ndarray, size: int) -> np.ndarray | None:
     """The decoded pixels uint8 N×size×size×C of image files, if they have been kept."""
     kept = load(name) if (name := pixels_name(items, size)) else None
     return kept["pixels"].numpy() if kept and len(kept.get("pixels", ())) == len(items) else None
 
 
-def save_pixels(items: Sequence[Path] | np.ndarray, size: int, pixels: np.ndarray) -> None:
+def save_pixels(items: Sequence[str | Path] | np.ndarray, size: int, pixels: np.ndarray) -> None:
     """Keep the decoded pixels of image files; a grey set's as one channel."""
     if name := pixels_name(items, size):
         grey = (pixels[..., :1] == pixels).all()
         save(name, {"pixels": torch.from_numpy(np.ascontiguousarray(pixels[..., :1] if grey else pixels))})
 
 
-def pixels_name(items: Sequence[Path] | np.ndarray, size: int) -> str:
+def pixels_name(items: Sequence[str | Path] | np.ndarray, size: int) -> str:
     """A name for the pixels of image files, from their paths, sizes and times; "" where they are not kept."""
     if isinstance(items, np.ndarray) or len(items) > MOST_BYTES / 2 / (3 * size**2):
         return ""
-    lines = [f"{VERSION} {size} {'' if items[0].is_absolute() else os.getcwd()}"]
+    lines = [f"{VERSION} {size} {'' if os.path.isabs(items[0]) else os.getcwd()}"]
     try:
         facts = [(item, os.stat(item)) for item in items]
     except OSError:  # a link that leads nowhere, which decoding will complain of

@@ -30,6 +30,7 @@ from rollnumber_04 import BaseGenerator, Config, Images, UserError
 FEATURES, LOGITS = "2048", "logits_unbiased"  # torch-fidelity's names of Inception's layers
 NETWORK = "inception-v3-compat of torch-fidelity"
 RESIZE = "bilinear as in TensorFlow 1.x, to 299×299"
+GRID_IMAGES = 5000  # in which a grid is looked for, at the most
 MIN_IMAGES = 16  # of which anything is measured
 BIASED = 10_000  # fewer samples than this make an FID that says little next to one of 50,000
 
@@ -150,6 +151,23 @@ def quality(fake: dict[str, Tensor], real: Tensor, inception: Inception, seed: i
         inception_score_std="inception_score_std",
     )
     return {short: found[name] for short, name in names.items() if name in found} | {"kid_subset_size": size}
+
+
+def grid(samples: np.ndarray, images: np.ndarray) -> float:
+    """How much of a grid samples have, in terms of what images have, both uint8 n×S×S[×3].
+
+    It is the largest ratio of their mean power at periods of 2 and 4 pixels, along rows, columns or both: those of the
+    chequerboards that transposed convolutions draw (Odena et al. 2016).
+    """
+    size = samples.shape[1]
+    at = [0, size // 2, *([size // 4, -size // 4] if size % 4 == 0 else [])]
+
+    def power(of: np.ndarray) -> np.ndarray:
+        spectrum = abs(np.fft.fft2(of.reshape(*of.shape[:3], -1).mean(3))) ** 2
+        return spectrum.mean(0) + size**2 / 12  # of rounding to whole numbers: a flat image has no less
+
+    ratio = power(samples) / power(images)
+    return float(max(ratio[i, j] for i in at for j in at if i or j))
 
 
 def nearest(samples: Tensor, images: Tensor, count: int) -> Tensor:
@@ -302,6 +320,10 @@ def measure_model(options: argparse.Namespace) -> dict[str, Any]:
         **of_images,
         "skip_unreadable": options.skip_unreadable,
         **quality(fake, real, inception, options.seed),
+        "grid": grid(
+            generator.generate(min(options.samples, GRID_IMAGES), seed=options.seed, truncation=options.truncation),
+            pixels[:GRID_IMAGES].numpy(),
+        ),
         "network": inception.name,
         "weights": inception.digest,
         "resize": RESIZE,
@@ -369,6 +391,7 @@ def evaluation_text(result: dict[str, Any]) -> str:
     if "inception_score" in result:
         lines += [f"Inception score   {result['inception_score']:.3f} ± {result['inception_score_std']:.3f}"]
     lines += [f"precision         {result['precision']:.4f}", f"recall            {result['recall']:.4f}"]
+    lines += [f"grid              {result['grid']:.2f} of 1, the images' power at periods of 2 and 4 pixels"]
     if classes := result.get("classes"):
         if "share in the asked class" in classes:
             lines += [f"in asked class    {classes['share in the asked class']:.2%} of {classes['samples']:,}"]

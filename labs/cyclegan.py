@@ -260,6 +260,7 @@ class CycleGAN(gan.GAN):
 
     Config = Config
     commands: ClassVar = {"translate": pairs.translate, "measure": pairs.measure}
+    uses: ClassVar = {"translators": "translate {} --direction xy IMAGE --out translated"}
     networks: ClassVar = {"xy": Translator, "yx": Translator, "x": PatchDiscriminator, "y": PatchDiscriminator}
 
     def build(self) -> None:

@@ -73,7 +73,7 @@ def held_out_files(path: Path, share: float) -> tuple[list[Path], list[Path]]:
     source = gan.find_source(path, "train")
     if isinstance(source.items, np.ndarray):
         raise UserError("holds arrays, whose images have no names by which --held-out could choose", path)
-    for file in source.items:
+    for file in map(Path, source.items):
         divided[zlib.crc32(file.stem.encode(errors="surrogateescape")) < share * 2**32].append(file)
     if not all(divided):
         counts = f"{len(divided[0])} of its images for training and {len(divided[1])} for tests"
@@ -183,7 +183,7 @@ def files_in(path: Path) -> list[Path]:
         return [path]
     left_out: Counter[str] = Counter()
     try:
-        files = folders.image_files(path, left_out)
+        files = [*map(Path, folders.image_files(path, left_out))]
         left_out[folders.LINK] += sum(folder.is_symlink() for folder in folders.subfolders(path))
     except OSError as error:
         raise UserError(f"{error.strerror}", path) from None
@@ -297,6 +297,7 @@ def paired_files(flag: str, path: Path, held_out: float) -> dict[str, Path]:
         files = held_out_files(path, held_out)[1] if held_out else gan.find_source(path, "train").items
         if isinstance(files, np.ndarray):
             raise UserError("holds arrays; pairs are files of the same name", path)
+        files = [*map(Path, files)]
         (name, times), *_ = Counter(file.stem for file in files).most_common(1)
         if times > 1:
             raise UserError(f"{times} of its files are called {name}; which is whose pair cannot be told", path)

@@ -27,6 +27,7 @@ class Config(gan.Config):
     """The options of a lab: the script's without those of the assignment, with what the handouts set or leave out."""
 
     without: ClassVar[tuple[str, ...]] = ("loss", "multitask", "class_weight", "validation_split")
+    batch_size: int = default("batch_size", 64)
     flip: bool = default("flip", False)
     translation: bool = default("translation", False)
     ema: float = default("ema", 10_000)
@@ -237,12 +238,11 @@ class PlainDiscriminator(nn.Module):
 
 
 def initialise_dcgan(network: nn.Module) -> None:
-    """Draw weights from N(0, 0.02²) and those of norms from N(1, 0.02²), biases 0, as most programs do."""
+    """`initialise`, biases 0, and the weights of norms from N(1, 0.02²), as most programs do."""
+    gan.initialise(network)
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            nn.init.normal_(module.weight, 0.0, 0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d) and module.affine:
             nn.init.normal_(module.weight, 1.0, 0.02)
 

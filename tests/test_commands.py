@@ -276,6 +276,26 @@ def test_resume_is_exact_with_other_options_too(tmp_path, words):
     assert_same_state(whole, gan.train(gan.config_from(["--resume", str(tmp_path / "parts"), "--epochs", "2"])))
 
 
+def test_a_run_says_what_to_do_next_and_its_commands_work(class_folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "runs of mine" / "one"
+    words = [*TOY, "--data", str(class_folders), "--multitask", "--out", str(out)]
+    assert gan.main([*words, "--epochs", "1"]) == 0
+    ended = capsys.readouterr().out.split("done ")[1].splitlines()
+    said = {title: rest for title, _, rest in (line.partition("  ") for line in ended[1:])}
+    said = {title: rest.strip() for title, rest in said.items()}
+    sheet, gif = out / "samples" / "epoch_0001.png", out / "samples" / "progress.gif"
+    assert said["look at"] == f"{sheet}; how it came: {gif}"
+    assert sheet.exists() and gif.exists()
+    assert shlex.split(said["curves"]) == ["tensorboard", "--logdir", str(out.parent)]
+    for title in ("generate", "classify", "go on"):
+        python, script, *words = shlex.split(said[title].replace("IMAGE", shlex.quote(str(sheet))))
+        assert (python, script) == ("python", "rollnumber_04.py")
+        assert gan.main(words) == 0, title
+    assert (tmp_path / "samples.png").exists()
+    assert rows(out / "epochs.csv")[-1]["epoch"] == "2"
+
+
 def test_another_batch_size_ends_with_the_epoch_too(class_folders, tmp_path):
     """The rest of an epoch may make fewer steps of the new size than the whole of it less those that were done."""
     out = ["--out", str(tmp_path / "run")]

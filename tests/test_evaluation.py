@@ -109,10 +109,29 @@ def test_the_values_are_those_of_the_library(weights, early, model, tmp_path, ca
     assert found["inception_score"] > 1
     assert found["kid_subset_size"] == 25
     assert (found["n_real"], found["n_fake"], found["split"], found["seed"]) == (60, 50, "train", 3)
+    assert found["grid"] == evaluation.grid(gan.load_generator(model).generate(50, seed=3), images)
     assert found["biased"]
     assert found["network"] == evaluation.NETWORK
     assert len(found["weights"]) == 16
     assert found["seconds"] == 7.3
+
+
+@pytest.mark.parametrize(
+    "pattern", [lambda i, j: (-1) ** (i + j), lambda i, j: (-1) ** i, lambda i, j: (1, 1, -1, -1)[(i + j) % 4]]
+)
+def test_a_grid_is_found_and_told_how_strong(pattern):
+    rng, size, height = np.random.default_rng(0), 16, 12
+    images = rng.integers(64, 192, (4000, size, size, 3), dtype=np.uint8)
+    others = rng.integers(64, 192, (4000, size, size, 3), dtype=np.uint8)
+    assert evaluation.grid(others, images) == pytest.approx(1, abs=0.1)
+    board = np.array([[pattern(i, j) for j in range(size)] for i in range(size)])
+    with_grid = (others + height * board[..., None]).astype(np.uint8)
+    # Noise of variance v has power v S² everywhere; the pattern's is in one frequency, or in it and its mirror image.
+    noise = (128**2 - 1) / 12 / 3 * size**2 + size**2 / 12
+    of_pattern = (abs(np.fft.fft2(height * board)) ** 2).max()
+    assert evaluation.grid(with_grid, images) == pytest.approx(1 + of_pattern / noise, rel=0.1)
+    assert evaluation.grid(with_grid[..., 0], images[..., 0]) < evaluation.grid(with_grid, images)  # more noise
+    assert evaluation.grid(np.full_like(images, 9), np.full_like(images, 7)) == 1
 
 
 def test_without_logits_there_is_no_inception_score(weights, early, model, tmp_path, capsys):

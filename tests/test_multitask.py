@@ -535,5 +535,5 @@ def test_every_labelled_layout_trains_with_a_head(tmp_path, layout):
 
 def test_a_head_learns_the_shapes(tmp_path):
     words = "--multitask --iterations 150 --image-size 16 --width-d 16 --width-g 8 --lr-d 0.002 --seed 0"
-    out = train(*words.split(), "--precision", "fp32", "--device", "cpu", "--out", tmp_path / "run")
+    out = train(*words.split(), "--batch-size", 64, "--precision", "fp32", "--device", "cpu", "--out", tmp_path / "run")
     assert float(rows(out / "epochs.csv")[-1]["val_accuracy"]) > 0.9  # 2,000 images of ten classes

@@ -101,6 +101,22 @@ def test_weights_are_drawn_with_the_papers_deviation():
                 assert abs(parameter.mean()) < 0.002, name
 
 
+def test_transposed_convolutions_begin_as_nearest_enlargement_and_a_convolution_of_3x3():
+    torch.manual_seed(0)
+    layer = next(m for m in gan.Generator().double().modules() if isinstance(m, torch.nn.ConvTranspose2d))
+    # The 3×3 kernels, of which those of 4×4 are the sums over four shifts, found one element after the other.
+    drawn = torch.nn.functional.pad(layer.weight.detach(), (1, 0, 1, 0))
+    for i in range(1, 5):
+        for j in range(1, 5):
+            drawn[..., i, j] -= drawn[..., i - 1, j] + drawn[..., i, j - 1] + drawn[..., i - 1, j - 1]
+    assert drawn[..., 4, :].abs().max() < 1e-6 and drawn[..., 4].abs().max() < 1e-6  # nothing is left over
+    maps = torch.randn(2, layer.in_channels, 5, 5, dtype=torch.float64)
+    enlarged = torch.nn.functional.interpolate(maps, scale_factor=2, mode="nearest")
+    expected = torch.nn.functional.conv2d(enlarged, drawn[..., 1:4, 1:4].flip(2, 3).transpose(0, 1), padding=1)
+    torch.testing.assert_close(layer(maps), expected, rtol=0, atol=1e-5)
+    assert drawn[..., 1:4, 1:4].std().item() == pytest.approx(0.02 / 1.5, rel=0.02)
+
+
 @pytest.mark.parametrize("name", ["cifar10-ls", "cifar10-multitask"])
 def test_a_saved_model_draws_the_pictures_beside_it(name):
     path = ROOT / "saved_models" / f"{name}.safetensors"

@@ -1,11 +1,13 @@
 """What makes runs fast, and must not change them: the cache of decoded images, captured and compiled steps."""
 
 import os
+import subprocess
+import sys
 import types
 
 import pytest
 import torch
-from conftest import LABS, TOY, assert_same, pictures, save_all, toy_lab
+from conftest import LABS, ROOT, TOY, assert_same, pictures, save_all, toy_lab
 
 import rollnumber_04 as gan
 from extras import cache, folders, speed
@@ -297,3 +299,22 @@ def test_a_compiler_that_is_missing_is_one_sentence(monkeypatch, fails):
 
     monkeypatch.setattr(torch, "compile", fail)
     assert "--launch compiled: torch.compile does not work here (no C++ compiler)" in fails("--launch", "compiled")
+
+
+def test_training_leaves_the_compiler_out_until_it_is_asked_for(tmp_path):
+    """In a process of its own, for this one may have imported it."""
+    words = [*TOY, "--iterations", "2", "--seed", "1", "--out", str(tmp_path / "run")]
+    code = (
+        "import sys, torch, rollnumber_04 as gan\n"
+        f"assert gan.main({words}) == 0\n"
+        "heavy = [name for name in ('torch._inductor', 'sympy', 'torch._dynamo.eval_frame') if name in sys.modules]\n"
+        "assert not heavy, heavy\n"
+        "doubled = torch.compile(lambda x: 2 * x, backend='eager')\n"
+        "assert doubled(torch.ones(3)).tolist() == [2, 2, 2]\n"
+        "import torch._dynamo.utils\n"
+        "assert torch._dynamo is sys.modules['torch._dynamo'] and torch._dynamo.__file__\n"
+        "assert 'torch._dynamo.eval_frame' in sys.modules\n"
+        "print('compiled')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["compiled"], done.stderr
