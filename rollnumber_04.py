@@ -1052,7 +1052,9 @@ def decode_chunk(items: Sequence[Any], size: int, read: Callable[[Any, int], Any
 
 def read_image(path: Path, size: int) -> Image.Image:
     """An image file as 8-bit RGB: upright, transparency on white, size×size. Raises what Pillow raises."""
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(path.read_bytes()), formats=IMAGE_FORMATS))
+    image = Image.open(io.BytesIO(path.read_bytes()), formats=IMAGE_FORMATS)
+    image.draft(None, (2 * size, 2 * size))  # of a large JPEG fewer pixels are decoded
+    image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
         raise ValueError("its pixels are not of 8 bits, which takes extras/, beside the script")
     return fitted(on_white(image), size)
@@ -2061,7 +2063,9 @@ def load_network(path: str | Path, name: str, device: str | torch.device = "cpu"
 #                                                       Commands                                                       #
 ########################################################################################################################
 
-COMMANDS = {"interpolate": "explore", "evaluate": "evaluate"}  # of extras/, and the files there that have them
+COMMANDS = {  # of extras/, and the files there that have them
+    "interpolate": "paths", "draw": "paths", "evaluate": "evaluate",
+}  # fmt: skip
 
 
 class UserError(argparse.ArgumentTypeError):
@@ -2782,7 +2786,7 @@ def commands_of(kind: type[GAN]) -> dict[str, Callable[[list[str]], Any]]:
         found |= {name: partial(run_extra, file, name, program) for name, file in COMMANDS.items()}
     if kind is GAN:
         found["classify"] = partial(classify, program=program)
-    found["export"] = partial(run_extra, "export", "export", program)
+    found |= {name: partial(run_extra, name, name, program) for name in ("export", "explore")}
     return found | kind.commands
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import rollnumber_04 as gan
 
-VERSION = 2  # of what decoding gives
+VERSION = 3  # of what decoding gives
 MOST_BYTES = 4 << 30  # that the cache folder may hold
 
 

@@ -1,84 +1,419 @@
-"""To explore what a generator has learnt: paths between noises and classes.
+"""A page in the browser to see what a model or a run knows: samples, what lies between them, classes, translations.
 
-python rollnumber_04.py interpolate MODEL --out path.png | path.gif
+    python rollnumber_04.py explore MODEL | runs/NAME | saved_models/ [--port 7860]
+
+Each picture has beside it the command that draws it. Nothing leaves the machine, unless --share asks for a public link.
 """
 
-import io
-from collections.abc import Sequence
+import os
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported
+import gradio as gr
 import numpy as np
+import pandas as pd
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from PIL import Image
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 
 import rollnumber_04 as gan
+from extras import folders
+from extras.paths import Point, directions, two_numbers
 from rollnumber_04 import UserError
 
+SHEET, SLIDERS, FAR = 64, 6, 4.0  # samples of a sheet; directions that have a slider, and how far these go
+MOST_ROWS = 1000  # of a curve
+LOSSES = {"g_loss": "J(G), the generator's loss", "d_loss": "J(D), the discriminator's"}
+ACCURACIES = ("d_accuracy_seen", "d_accuracy_unseen", "accuracy", "val_accuracy")
+PICTURES = {  # that a slider goes over: its name on the page, and the heading
+    "samples/*.png": ("samples", "Samples of the same noise"),
+    "weights/generator_*.png": ("weights-g", "Weights of G"),
+    "weights/discriminator_*.png": ("weights-d", "Weights of D"),
+}
+FOLLOW = 5  # seconds between two looks at a run that goes on
+LOCAL = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: data: blob:"
+FONTS = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # Gradio's own are Google's
+CSS = """
+.pixels img {image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain}
+.pixels .grid-wrap {max-height: none; overflow: visible}
+.pixels .grid-container {grid-template-columns: repeat(8, minmax(0, 1fr)) !important; gap: 4px}
+@media (max-width: 640px) {.pixels .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr)) !important}}
+footer {display: none !important}
+"""
 
-def interpolate(argv: Sequence[str], program: str) -> Path:
-    """The command `interpolate`: a sheet with a path a row, or a GIF that goes there and back. Returns what it wrote.
 
-    Row i goes from noise 2i of the seed to noise 2i + 1, at class i modulo their number if G is conditional; with two
-    `labels` it stays at noise i and goes from one class to the other, y = (1 - α) y1 + α y2.
-    """
-    parser = gan.Parser(
-        f"{program} interpolate", "Draw the images on a path between two noise vectors, or two classes."
+def explore(argv: Sequence[str], program: str) -> None:
+    """The command `explore`: serves the page until it is interrupted. Raises UserError."""
+    parser = gan.Parser(f"{program} explore", "See in the browser what a model or a run knows.")
+    parser.add_argument(
+        "path", type=gan.some_path, metavar="MODEL|FOLDER", help="a model, a run's folder, or one of models"
     )
-    gan.add_drawing(parser)
     add = parser.add_argument
-    add("--rows", type=gan.number_in(int, 1, 100), default=8, help="paths, one below the other (8)")
-    add("--steps", type=gan.number_in(int, 2, 1000), default=10, help="images on a path, both ends among them (10)")
-    add("--spherical", action="store_true", help="go along a great circle, instead of straight")
-    add("--labels", metavar="A,B", help="go from one class of a conditional generator to another, at fixed z")
-    add("--out", type=gan.some_path, required=True, metavar="PATH", help="x.png (a sheet) or x.gif")
+    add("--port", type=gan.number_in(int, 1, 65535), default=7860, metavar="N", help="of the page's address (7860)")
+    add("--share", action="store_true", help="also make a public link, by Gradio's servers")
     options = parser.parse_args(argv)
-    out, kind, rows, seed = options.out, options.out.suffix.lower(), options.rows, options.seed
-    if kind not in (".png", ".gif"):
-        raise UserError("must end in .png or .gif", f"--out {out}")
-    if out.is_dir():
-        raise UserError("is a folder", f"--out {out}")
-    gan.check_writable("--out", out.parent)
-    if rows * options.steps > 10_000:
-        raise UserError(f"{rows} rows of them are more than 10,000 images", f"--steps {options.steps}")
-    ends = [name.strip() for name in options.labels.split(",")] if options.labels is not None else []
-    if options.labels is not None and len(ends) != 2:
-        raise UserError("takes two classes with a comma between them", f"--labels {options.labels}")
-    if ends and options.spherical:
-        raise UserError("is a path of z, not of classes", "--spherical")
-    generator = gan.load_generator(options.model, gan.choose_device(options.device))
-    if ends and not generator.classes:
-        raise UserError("the generator draws no class of choice; labs/ has those that do", f"--labels {options.labels}")
-    truncated, between = {"truncation": options.truncation}, ""
-    if ends:
-        with gan.named("--labels"):
-            numbers = [int(generator.labels(name, 0, 1)[0]) for name in ends]
-        if numbers[0] == numbers[1]:
-            raise UserError("is one class; there is nothing between", f"--labels {options.labels}")
-        between = " from class {} to {}".format(*(generator.classes[number] for number in numbers))
-        first, second = (generator.inputs(seed, 0, rows, f"number={number}", **truncated) for number in numbers)
-    else:
-        z, *_ = generator.inputs(seed, 0, 2 * rows, **truncated)
-        _, *told = generator.inputs(seed, 0, rows, **truncated)
-        first, second = ((part, *told) for part in z.unflatten(0, (rows, 2)).unbind(1))
-    blend = spherical if options.spherical else torch.lerp
-    columns = []
-    for share in torch.linspace(0, 1, options.steps).tolist():
-        z, *told = (step(a, b, share) for step, a, b in zip((blend, torch.lerp), first, second, strict=False))
-        columns.append(gan.draw_images(generator, z, *told))
-    stream = io.BytesIO()
-    if kind == ".png":
-        gan.sheet(np.stack(columns, 1).reshape(-1, *columns[0].shape[1:]), options.steps).save(stream, "PNG")
-    else:
-        frames = [gan.sheet(column).quantize(128) for column in (*columns, *columns[-2:0:-1])]
-        frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:], duration=100, loop=0)
-    gan.save_output("--out", out, stream.getvalue())
-    gan.say(f"{rows} paths{between} of {options.steps} images of {options.model}, seed {seed}: {out}")
-    return out
+    page = build(options.path)
+    try:
+        _, address, public = page.launch(
+            server_name="127.0.0.1", server_port=options.port, share=options.share, quiet=True,
+            prevent_thread_lock=True, theme=gr.themes.Base(**FONTS), css=CSS,
+            inbrowser=sys.stdin is not None and sys.stdin.isatty(),
+            allowed_paths=[str(options.path.resolve())] if os.path.isdir(options.path) else [],
+            app_kwargs={} if options.share else {"middleware": [Middleware(BaseHTTPMiddleware, dispatch=keep_local)]},
+        )  # fmt: skip
+    except OSError as error:
+        if "port" not in str(error):
+            raise
+        raise UserError("is in use; give another", f"--port {options.port}") from None
+    gan.say(f"{options.path}: {public or address}; Ctrl-C ends it")
+    try:
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
 
 
-def spherical(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """A point on the great circle from each row of `first` to that of `second`, B×dim (Shoemake 1985; White 2016)."""
-    angle = F.cosine_similarity(first, second, dim=1).clamp(-1, 1).acos()[:, None]
-    arc = (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * second) / torch.sin(angle)
-    return torch.where((torch.sin(angle) > 1e-3) & (0 < share < 1), arc, torch.lerp(first, second, share))
+async def keep_local(request: Any, answer: Callable[[Any], Any]) -> Any:
+    """Tell the browser to load nothing from elsewhere, whatever the library's page asks for."""
+    response = await answer(request)
+    response.headers["Content-Security-Policy"] = LOCAL
+    return response
+
+
+def build(path: Path) -> gr.Blocks:
+    """The page of a model, a run's folder or a folder of models. Raises UserError."""
+    if not os.path.isdir(path):
+        models, is_run = [path], False
+        network_of(path)  # what is wrong with it is said before there is a page
+    else:
+        models, is_run = sorted(path.glob("*.safetensors")), (path / "epochs.csv").exists()
+    if not models and not is_run:
+        raise UserError("holds no run, and no models (.safetensors)", path)
+    with gr.Blocks(title=f"{path.name or path} · GAN", analytics_enabled=False) as page:
+        gr.Markdown(f"# {path.name or path}")
+        if is_run:
+            with gr.Tab("The run"):
+                run_panel(path)
+        if models:
+            with gr.Tab("The model" if len(models) == 1 else "Models"):
+                names = [model.name for model in models]
+                chosen = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="model")
+
+                @gr.render(inputs=chosen)
+                def panel(name: str) -> None:
+                    model_panel(models[names.index(name)])
+
+    return page
+
+
+@cache
+def loaded(path: Path, name: str, changed: int) -> Any:
+    """A network of a model's file, as it was at a time."""
+    return gan.load_network(path, name)
+
+
+@cache
+def known_directions(path: Path, changed: int) -> torch.Tensor:
+    """The directions of a generator's noise, which take a moment to find."""
+    return directions(loaded(path, "generator", changed))
+
+
+def network_of(path: Path, *names: str) -> Any:
+    """The first of the networks of these names that a model's file holds. Raises UserError if it holds none."""
+    names = names or ("generator", "discriminator", "xy")
+    error = UserError("there is no such model", path)
+    for name in names:
+        try:
+            return loaded(path, name, path.stat().st_mtime_ns)
+        except UserError as wrong:
+            error = wrong
+        except OSError:
+            raise error from None
+    raise error
+
+
+def has(path: Path, name: str) -> bool:
+    """Whether a model's file holds a network of a name."""
+    try:
+        network_of(path, name)
+    except UserError:
+        return False
+    return True
+
+
+def model_panel(path: Path) -> None:
+    """All that a model's file can show."""
+    if has(path, "generator"):
+        generator_panel(path)
+    if has(path, "discriminator") and getattr(network_of(path, "discriminator"), "head", None) is not None:
+        classifier_panel(path)
+    if has(path, "xy"):
+        translator_panel(path)
+
+
+def said(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler whose UserError is a sentence on the page."""
+
+    def handler(*words: Any) -> Any:
+        try:
+            return call(*words)
+        except UserError as error:
+            raise gr.Error(str(error), title="This cannot be done") from None
+
+    return handler
+
+
+def line(*words: object, program: str = "python rollnumber_04.py") -> str:
+    """A command line of these words."""
+    return f"{program} {shlex.join(map(str, words))}"
+
+
+def uploaded(file: str, read: Callable[[Path], Image.Image]) -> Image.Image:
+    """A picture that was dropped on the page. Raises UserError, which names it as its owner does."""
+    try:
+        return read(Path(file))
+    except Exception as error:  # a decoder may fail in any way on a damaged file
+        raise UserError(gan.complaint(error), Path(file).name) from None
+
+
+def command_box(words: str, element: str) -> gr.Textbox:
+    """Where a command stands, with a button that copies it."""
+    return gr.Textbox(
+        words, label="The command that draws this", buttons=["copy"], interactive=False, lines=2, elem_id=element
+    )
+
+
+def picture(image: Image.Image | None, label: str, element: str) -> gr.Image:
+    """A picture in its own pixels, which the page enlarges, and a button to download it."""
+    return gr.Image(
+        image, label=label, format="png", type="pil", interactive=False, buttons=["download", "fullscreen"],
+        elem_classes="pixels", elem_id=element, height=288,
+    )  # fmt: skip
+
+
+def generator_panel(path: Path) -> None:
+    """A sheet of samples, and one image between and beside them."""
+    generator = network_of(path, "generator")
+    classes, is_normal = [*generator.classes], generator.latent == "normal"
+
+    @said
+    def draw_sheet(seed: float | None, truncation: float, label: str) -> tuple[list[Image.Image], str]:
+        told = {"label": label if label in classes else None, "truncation": truncation or None}
+        images = generator.generate(SHEET, seed=int(seed or 0), **told)
+        words = ["generate", path, "--seed", int(seed or 0)]
+        for flag, value in told.items():
+            words += [f"--{flag}", value] if value is not None else []
+        return [Image.fromarray(each) for each in images], line(*words, "--out", "samples.png")
+
+    @said
+    def draw_one(
+        a: str, b: str, share: float, is_spherical: bool, first: str | None, second: str | None, mix: float,
+        truncation: float, *far: float,
+    ) -> tuple[Image.Image, str]:  # fmt: skip
+        with gan.named("A"):
+            at = two_numbers(a.strip(), int)
+        with gan.named("B"):
+            to = two_numbers(b.strip(), int) if share else None
+        moves = tuple((k, x) for k, x in enumerate(far, 1) if x)
+        labels = tuple(name for name in (first, second if first else None) if name)
+        point = Point(at, to, share, bool(to and is_spherical), moves, labels, mix, truncation or None)
+        known = known_directions(path, path.stat().st_mtime_ns) if moves else None
+        image = Image.fromarray(point.draw(generator, known))
+        return image, line("draw", path, *point.words(), "--out", "image.png")
+
+    def hold(seed: float | None, which: str, a: str, b: str, event: gr.SelectData) -> tuple[str, str]:
+        new = f"{int(seed or 0)}:{event.index}"
+        return (new, b) if which == "A" else (a, new)
+
+    gr.Markdown("## Samples\nSelect one to hold it as A or as B; below, one image goes from A to B.")
+    with gr.Row():
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, elem_id="seed")
+        truncation = gr.Slider(0, 3, 0, step=0.1, label="Truncation (0: none)", visible=is_normal, elem_id="truncation")
+    every = "all in turn"
+    label = gr.Radio(
+        [every, *classes], value=every, label="Class", visible=bool(classes), interactive=True, elem_id="class"
+    )
+    images, words = draw_sheet(0, 0, every)
+    sheet = gr.Gallery(
+        images, columns=8, allow_preview=False, format="png", label=f"{SHEET} samples", elem_classes="pixels",
+        object_fit="contain", elem_id="sheet", height="auto", buttons=[], interactive=False,
+    )  # fmt: skip
+    sheet_command = command_box(words, "sheet-command")
+
+    gr.Markdown("## One image")
+    which = gr.Radio(["A", "B"], value="A", label="A selected sample is held as", interactive=True, elem_id="which")
+    with gr.Row():
+        a = gr.Textbox("0:0", label="A, as seed:number", interactive=True, elem_id="a")
+        b = gr.Textbox("0:1", label="B", interactive=True, elem_id="b")
+    share = gr.Slider(0, 1, 0, step=0.01, label="From A to B", elem_id="share")
+    is_spherical = gr.Checkbox(False, label="along a great circle", visible=is_normal, elem_id="spherical")
+    with gr.Row(visible=bool(classes)):
+        first = gr.Dropdown(["", *classes], value="", label="Class", elem_id="first")
+        second = gr.Dropdown(["", *classes], value="", label="Second class", elem_id="second")
+    mix = gr.Slider(0, 1, 0, step=0.01, label="From the class to the second", visible=bool(classes), elem_id="mix")
+    with gr.Accordion("Directions of the noise; images change most along the first", open=False):
+        moves = [
+            gr.Slider(-FAR, FAR, 0, step=0.1, label=f"Direction {k}", elem_id=f"direction-{k}")
+            for k in range(1, SLIDERS + 1)
+        ]
+    image, words = draw_one("0:0", "0:1", 0, False, "", "", 0, 0)
+    image, image_command = picture(image, "The image", "image"), command_box(words, "image-command")
+
+    of_sheet = [seed, truncation, label]
+    of_one = [a, b, share, is_spherical, first, second, mix, truncation, *moves]
+    for parts, draw, shown in (
+        (of_sheet, draw_sheet, [sheet, sheet_command]),
+        (of_one, draw_one, [image, image_command]),
+    ):
+        triggers = [part.change for part in parts]
+        gr.on(triggers, draw, parts, shown, show_progress="hidden", trigger_mode="always_last")
+    sheet.select(hold, [seed, which, a, b], [a, b], show_progress="hidden")
+
+
+def classifier_panel(path: Path) -> None:
+    """Drop a picture, see its classes, as the discriminator of Task 2 tells them."""
+    network = network_of(path, "discriminator")
+    size, channels, classes = (network.architecture[key] for key in ("image_size", "channels", "classes"))
+
+    @said
+    def classify(file: str | None) -> tuple[Image.Image | None, dict[str, float] | None, str]:
+        if not file:
+            return None, None, ""
+        image = uploaded(file, lambda path: folders.read_item(path, size))
+        images = gan.Images(torch.from_numpy(np.array(image)[None]), None, ())
+        images = gan.with_channels(images, channels).pixels
+        shares = gan.class_logits(network, images).softmax(1)[0].tolist()
+        seen = Image.fromarray(images[0, ..., 0].numpy() if channels == 1 else images[0].numpy())
+        return seen, dict(zip(classes, shares, strict=True)), line("classify", path, Path(file).name)
+
+    gr.Markdown("## What is it?\nDrop a picture, and the discriminator says which class it is of.")
+    file = gr.File(label="A picture", file_types=["image"], elem_id="to-classify", height=120)
+    seen = picture(None, f"As it sees it, {size}×{size}", "seen")
+    told = gr.Label(label="Classes", num_top_classes=len(classes), elem_id="classes", show_heading=False)
+    words = command_box("", "classify-command")
+    file.change(classify, file, [seen, told, words], show_progress="hidden")
+
+
+def translator_panel(path: Path) -> None:
+    """Drop a picture, see it translated, and back again."""
+    from labs import pairs
+
+    size = pairs.training_of(path).get("image_size", 32)
+    both = {way: network_of(path, way) for way in ("xy", "yx")}
+
+    @said
+    def translate(file: str | None, way: str) -> tuple[Image.Image | None, Image.Image | None, str]:
+        if not file:
+            return None, None, ""
+        image = uploaded(file, lambda path: pairs.opened(path, size))
+        there = both[way].translate(np.array(image)[None])
+        back = both[way[::-1]].translate(there)
+        words = [path, "--direction", way, Path(file).name, "--image-size", size, "--out", "translated"]
+        command = line("translate", *words, program="python -m labs.cyclegan")
+        return Image.fromarray(there[0]), Image.fromarray(back[0]), command
+
+    gr.Markdown("## Translate\nDrop a picture of one kind, and see it as the other, and back.")
+    file = gr.File(label="A picture", file_types=["image"], elem_id="to-translate", height=120)
+    way = gr.Radio(["xy", "yx"], value="xy", label="Direction", interactive=True, elem_id="way")
+    with gr.Row():
+        there, back = picture(None, "Translated", "there"), picture(None, "And back", "back")
+    words = command_box("", "translate-command")
+    gr.on([file.change, way.change], translate, [file, way], [there, back, words], show_progress="hidden")
+
+
+def table(path: Path) -> pd.DataFrame:
+    """A table of a run, of which the last line may be half written; at most MOST_ROWS rows, evenly over it."""
+    try:
+        rows = pd.read_csv(path, on_bad_lines="skip")
+    except (OSError, pd.errors.EmptyDataError):
+        return pd.DataFrame()
+    return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, MOST_ROWS).astype(int))] if len(rows) > MOST_ROWS else rows
+
+
+def run_panel(folder: Path) -> None:
+    """What a run's folder holds; it follows a run that goes on."""
+
+    def pictures(of: str) -> list[Path]:
+        return sorted((folder / of).parent.glob(Path(of).name))
+
+    def curve(name: str) -> pd.DataFrame:
+        rows = table(folder / "log.csv")
+        return rows[["step", name]] if name in rows else pd.DataFrame({"step": [], name: []})
+
+    def accuracies() -> pd.DataFrame:
+        rows = table(folder / "epochs.csv")
+        names = [name for name in ACCURACIES if name in rows and rows[name].notna().any()]
+        none = pd.DataFrame({"step": [], "of": [], "share": []})
+        return rows.melt("step", names, "of", "share").dropna() if names else none
+
+    def state() -> str:
+        rows = table(folder / "epochs.csv")
+        if not len(rows):
+            return "The run has only begun."
+        last = rows.iloc[-1]
+        facts = [f"epoch {last['epoch']:.0f}, step {last['step']:,.0f}", f"{last['images_per_s']:,.0f} images/s"]
+        facts += [f"FID {last['fid']:.2f}"] if not np.isnan(pd.to_numeric(last.get("fid", np.nan))) else []
+        warned = [
+            f"- epoch {row['epoch']}: {row['warning']}" for _, row in rows.iterrows() if isinstance(row["warning"], str)
+        ]
+        return "\n".join([", ".join(facts), *(["", "Warnings:", *warned] if warned else [])])
+
+    def matrix() -> dict[str, Any]:
+        path = folder / "plots" / "confusion_matrix.png"
+        return {"value": str(path) if path.exists() else None, "visible": path.exists()}
+
+    def look(known: list[int], *numbers: float) -> list[Any]:
+        """All of the page anew; a slider that was at its last picture goes on to the newest."""
+        found = [*map(pictures, PICTURES)]
+        shown = [state(), [*map(len, found)]]
+        for paths, of_slider, number in zip(found, known, numbers, strict=True):
+            number = len(paths) if number >= of_slider else min(int(number), len(paths))
+            shown += [gr.update(maximum=max(2, len(paths)), value=max(1, number), label=title(paths, number))]
+            shown += [picked(paths, number)]
+        return [*shown, *map(curve, LOSSES), accuracies(), gr.update(**matrix())]
+
+    told, known = gr.Markdown(state(), elem_id="state"), gr.State([len(pictures(of)) for of in PICTURES])
+    sliders, images = [], []
+    for of, (element, heading) in PICTURES.items():
+        gr.Markdown(f"## {heading}")
+        paths = pictures(of)
+        last = len(paths)
+        sliders += [
+            gr.Slider(1, max(2, last), max(1, last), step=1, label=title(paths, last), elem_id=f"{element}-number")
+        ]
+        images += [gr.Image(picked(paths, last), format="png", interactive=False, show_label=False, elem_id=element)]
+    gr.Markdown("## Losses")
+    plots = [
+        gr.LinePlot(curve(name), x="step", y=name, title=heading, tooltip="all", height=240, elem_id=name)
+        for name, heading in LOSSES.items()
+    ]
+    gr.Markdown("## Accuracy")
+    heading = "D on real images that it has seen and on others; a head on training and test images"
+    of_epochs = dict(x="step", y="share", color="of", tooltip="all", height=240, elem_id="accuracy")
+    plots += [gr.LinePlot(accuracies(), title=heading, **of_epochs)]
+    plots += [gr.Image(**matrix(), label="Confusion", format="png", interactive=False, elem_id="confusion")]
+    everything = [told, known, *(part for pair in zip(sliders, images, strict=True) for part in pair), *plots]
+    gr.Timer(FOLLOW).tick(look, [known, *sliders], everything, show_progress="hidden")
+    for slider, image, of in zip(sliders, images, PICTURES, strict=True):
+
+        def pick(number: float, of: str = of) -> tuple[str | None, dict[str, Any]]:
+            paths = pictures(of)
+            return picked(paths, number), gr.update(label=title(paths, number))
+
+        slider.input(pick, slider, [image, slider], show_progress="hidden", trigger_mode="always_last")
+
+
+def picked(paths: Sequence[Path], number: float) -> str | None:
+    """The picture of a number, from 1; the last, if there are fewer."""
+    return str(paths[min(int(number), len(paths)) - 1]) if paths else None
+
+
+def title(paths: Sequence[Path], number: float) -> str:
+    """What a slider over pictures is called: "epoch_0010"."""
+    return Path(picked(paths, number) or "none yet").stem

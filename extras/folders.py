@@ -298,7 +298,9 @@ def natural_size(sizes: Counter[tuple[int, int]]) -> int:
 
 def read_item(item: str | Path | np.ndarray, size: int) -> Image.Image:
     """An image file or an array as 8-bit RGB of size×size. Raises what Pillow raises."""
-    return to_rgb(open_image(item), size)
+    image = open_image(item)
+    image.draft(None, (2 * size, 2 * size))  # of a large JPEG fewer pixels are decoded
+    return to_rgb(image, size)
 
 
 def to_rgb(image: Image.Image, size: int) -> Image.Image:
