@@ -182,10 +182,10 @@ def uploaded(file: str, read: Callable[[Path], Image.Image]) -> Image.Image:
         raise UserError(gan.complaint(error), Path(file).name) from None
 
 
-def command_box(words: str, element: str) -> gr.Textbox:
+def command_box(words: str, element: str, does: str = "draws") -> gr.Textbox:
     """Where a command stands, with a button that copies it."""
     return gr.Textbox(
-        words, label="The command that draws this", buttons=["copy"], interactive=False, lines=2, elem_id=element
+        words, label=f"The command that {does} this", buttons=["copy"], interactive=False, lines=2, elem_id=element
     )
 
 
@@ -296,7 +296,7 @@ def classifier_panel(path: Path) -> None:
     file = gr.File(label="A picture", file_types=["image"], elem_id="to-classify", height=120)
     seen = picture(None, f"As it sees it, {size}×{size}", "seen")
     told = gr.Label(label="Classes", num_top_classes=len(classes), elem_id="classes", show_heading=False)
-    words = command_box("", "classify-command")
+    words = command_box("", "classify-command", "says")
     file.change(classify, file, [seen, told, words], show_progress="hidden")
 
 
@@ -308,23 +308,24 @@ def translator_panel(path: Path) -> None:
     both = {way: network_of(path, way) for way in ("xy", "yx")}
 
     @said
-    def translate(file: str | None, way: str) -> tuple[Image.Image | None, Image.Image | None, str]:
+    def translate(file: str | None, way: str) -> tuple[Any, ...]:
         if not file:
-            return None, None, ""
+            return None, None, None, ""
         image = uploaded(file, lambda path: pairs.opened(path, size))
         there = both[way].translate(np.array(image)[None])
         back = both[way[::-1]].translate(there)
         words = [path, "--direction", way, Path(file).name, "--image-size", size, "--out", "translated"]
         command = line("translate", *words, program="python -m labs.cyclegan")
-        return Image.fromarray(there[0]), Image.fromarray(back[0]), command
+        return image, Image.fromarray(there[0]), Image.fromarray(back[0]), command
 
     gr.Markdown("## Translate\nDrop a picture of one kind, and see it as the other, and back.")
     file = gr.File(label="A picture", file_types=["image"], elem_id="to-translate", height=120)
     way = gr.Radio(["xy", "yx"], value="xy", label="Direction", interactive=True, elem_id="way")
     with gr.Row():
-        there, back = picture(None, "Translated", "there"), picture(None, "And back", "back")
+        named = {"original": "The picture", "there": "Translated", "back": "And back"}
+        shown = [picture(None, label, element) for element, label in named.items()]
     words = command_box("", "translate-command")
-    gr.on([file.change, way.change], translate, [file, way], [there, back, words], show_progress="hidden")
+    gr.on([file.change, way.change], translate, [file, way], [*shown, words], show_progress="hidden")
 
 
 def table(path: Path) -> pd.DataFrame:

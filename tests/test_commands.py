@@ -460,7 +460,10 @@ def test_a_terminal_shows_a_bar_and_ctrl_c_says_how_to_go_on(tmp_path):
         (["--data", ""], "--data: is empty"),
         (["--device", "cpu:5"], "--device cpu:5: is none of auto"),
         (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
-        (["trian"], "trian: is no command; there are train, generate, interpolate, draw, evaluate, classify, export, explore"),
+        (
+            ["trian"],
+            "trian: is no command; there are train, generate, interpolate, draw, evaluate, classify, export, explore",
+        ),
     ],
 )
 def test_a_wrong_option_gets_one_sentence(fails, words, message):

@@ -16,6 +16,7 @@ from conftest import PATIENCE, ROOT, TOY, pictures, save_all
 from PIL import Image
 
 import rollnumber_04 as gan
+from extras import folders
 
 MODELS = ROOT / "saved_models"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -178,6 +179,9 @@ def test_a_picture_is_classified_and_a_broken_one_gets_a_sentence(browser, tmp_p
         page.locator("#to-classify input[type=file]").set_input_files(tmp_path / "car.png")
         page.locator("#classes").get_by_text("%").first.wait_for()
         said = page.locator("#classes").inner_text().split()
+        page.locator("#seen").scroll_into_view_if_needed()  # pictures load when they come into sight
+        page.locator("#seen img").wait_for()
+        assert (image_of(page, "seen") == np.asarray(folders.read_item(tmp_path / "car.png", 32))).all()
         words = words_of(page, "classify-command")
         assert words[-1] == "car.png"
         capsys.readouterr()
@@ -199,6 +203,7 @@ def test_a_picture_is_translated_and_back(browser, tmp_path):
         page.locator("#to-translate input[type=file]").set_input_files(tmp_path / "face.png")
         page.locator("#back img").wait_for()
         there = gan.load_network(model, "xy").translate(pictures(1, 32))
+        assert (image_of(page, "original") == pictures(1, 32)[0]).all()
         assert (image_of(page, "there") == there[0]).all()
         assert (image_of(page, "back") == gan.load_network(model, "yx").translate(there)[0]).all()
         before = image_of(page, "there")
