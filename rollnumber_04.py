@@ -43,6 +43,7 @@ import re
 import secrets
 import shlex
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -2308,7 +2309,9 @@ def train(config: Config, kind: type[GAN] = GAN) -> Path:
     is_launched, is_new = "TORCHELASTIC_RUN_ID" in os.environ, not goes_on(config)
     joined = extra("processes").joined(config.device) if is_launched else nullcontext(choose_device(config.device))
     read = config.resume.stat().st_mtime_ns if config.resume else 0
-    with joined as device:
+    speed = extra("speed", is_needed=False)
+    quick = speed.without_compiler() if speed and config.launch != "compiled" else nullcontext()
+    with joined as device, quick:
         run = prepare(config, kind, device)
         if run is None:
             return config.out
@@ -2332,7 +2335,7 @@ def train(config: Config, kind: type[GAN] = GAN) -> Path:
                 what = f"interrupted at step {run.step:,}, epoch {run.epochs_begun}; {how_to_go_on(run)}"
                 raise UserError(what, status=128 + (signals or [signal.SIGTERM])[0], common=True)
     say(f"done       {plural(run.step, 'step')}; this time {clock(time.perf_counter() - begun)}")
-    if speed := extra("speed", is_needed=False):
+    if speed:
         say(f"           peak memory {speed.peak_memory(device)}")
     say_what_next(run)
     return run.out
@@ -2353,8 +2356,8 @@ def prepare(config: Config, kind: type[GAN], device: torch.device) -> Run | None
     if not is_new and not rank():
         for folder in (config.out, config.out / "checkpoints"):
             check_writable("--out", folder)
-    if speed := extra("speed", is_needed=config.launch == "compiled"):
-        speed.check_compiler(device) if config.launch == "compiled" else speed.defer_compiler()
+    if config.launch == "compiled":
+        extra("speed").check_compiler(device)
     config, images, validation = settle(config, kind, device)
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
     if config.deterministic:
@@ -2480,8 +2483,19 @@ def how_to_go_on(run: Run) -> str:
     """How to go on with a run that has stopped."""
     if not (run.out / "checkpoints" / "last.pt").exists():
         return "nothing was saved yet"
+    return f"go on from what is saved with: {resume_command(run)}"
+
+
+def resume_command(run: Run) -> str:
+    """The command that goes on with a run."""
     start = f"torchrun --nproc-per-node {process_count()}" if process_count() > 1 else "python"
-    return f"go on from what is saved with: {start} {program_of(run)} --resume --out {shlex.quote(str(run.out))}"
+    return f"{start} {program_of(run)} {command_line('--resume', '--out', run.out)}"
+
+
+def command_line(*words: object) -> str:
+    """Words as a command line of this system."""
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return join([*map(str, words)])
 
 
 def program_of(run: Run) -> str:
@@ -2492,17 +2506,17 @@ def program_of(run: Run) -> str:
 
 def say_what_next(run: Run) -> None:
     """Say what to look at of a run that is done, and the commands that use it."""
-    config, out, program = run.gan.config, shlex.quote(str(run.out)), f"python {program_of(run)}"
+    config, program = run.gan.config, f"python {program_of(run)}"
     if sheets := numbered_files(run.out / "samples", config.unit, ".png", run.number):
         moving = run.out / "samples" / "progress.gif"
         say(f"look at    {sheets[-1]}" + f"; how it came: {moving}" * moving.exists())
     for file in run.gan.models(config):
         command, _, rest = run.gan.uses[file].partition(" ")
-        say(f"{command:10} {program} {command} {rest.format(shlex.quote(str(run.out / f'{file}.safetensors')))}")
+        say(f"{command:10} {program} {command} {rest.format(command_line(run.out / f'{file}.safetensors'))}")
     further = "" if config.dry_run else f" --{config.unit}s {2 * run.number}"
-    say(f"go on      {program} --resume --out {out}{further}")
+    say(f"go on      {resume_command(run)}{further}")
     if (run.out / "tensorboard").exists():
-        say(f"curves     tensorboard --logdir {shlex.quote(str(run.out.parent))}")
+        say(f"curves     {command_line('tensorboard', '--logdir', run.out.parent)}")
 
 
 def is_out_of_memory(error: Exception) -> bool:

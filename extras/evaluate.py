@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -163,8 +164,10 @@ def grid(samples: np.ndarray, images: np.ndarray) -> float:
     at = [0, size // 2, *([size // 4, -size // 4] if size % 4 == 0 else [])]
 
     def power(of: np.ndarray) -> np.ndarray:
-        spectrum = abs(np.fft.fft2(of.reshape(*of.shape[:3], -1).mean(3))) ** 2
-        return spectrum.mean(0) + size**2 / 12  # of rounding to whole numbers: a flat image has no less
+        total = np.full((size, size), len(of) * size**2 / 12)  # of rounding to whole numbers: a flat image has no less
+        for piece in np.array_split(of, math.ceil(len(of) / 256)):  # of large images all at once are gigabytes
+            total += (abs(np.fft.fft2(piece.reshape(*piece.shape[:3], -1).mean(3))) ** 2).sum(0)
+        return total / len(of)
 
     ratio = power(samples) / power(images)
     return float(max(ratio[i, j] for i in at for j in at if i or j))

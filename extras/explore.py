@@ -6,15 +6,20 @@ Each picture has beside it the command that draws it. Nothing leaves the machine
 """
 
 import os
-import shlex
+import re
+import signal
 import sys
-import threading
+import tempfile
+import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported
+if "gradio" not in sys.modules:  # which reads these when it is imported
+    CACHE = tempfile.TemporaryDirectory(prefix="explore-")  # for copies of pictures; it goes when the program ends
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": CACHE.name}
+
 import gradio as gr
 import numpy as np
 import pandas as pd
@@ -32,13 +37,9 @@ SHEET, SLIDERS, FAR = 64, 6, 4.0  # samples of a sheet; directions that have a s
 MOST_ROWS = 1000  # of a curve
 LOSSES = {"g_loss": "J(G), the generator's loss", "d_loss": "J(D), the discriminator's"}
 ACCURACIES = ("d_accuracy_seen", "d_accuracy_unseen", "accuracy", "val_accuracy")
-PICTURES = {  # that a slider goes over: its name on the page, and the heading
-    "samples/*.png": ("samples", "Samples of the same noise"),
-    "weights/generator_*.png": ("weights-g", "Weights of G"),
-    "weights/discriminator_*.png": ("weights-d", "Weights of D"),
-}
+SHOWN = ("samples", "weights", "plots")  # the folders of a run whose files the page may show
 FOLLOW = 5  # seconds between two looks at a run that goes on
-LOCAL = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: data: blob:"
+LOCAL = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' data: blob:"
 FONTS = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # Gradio's own are Google's
 CSS = """
 .pixels img {image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain}
@@ -60,22 +61,31 @@ def explore(argv: Sequence[str], program: str) -> None:
     add("--share", action="store_true", help="also make a public link, by Gradio's servers")
     options = parser.parse_args(argv)
     page = build(options.path)
+    for name in ("NO_PROXY", "no_proxy"):  # Gradio asks its own page whether it is there
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
     try:
         _, address, public = page.launch(
             server_name="127.0.0.1", server_port=options.port, share=options.share, quiet=True,
             prevent_thread_lock=True, theme=gr.themes.Base(**FONTS), css=CSS,
             inbrowser=sys.stdin is not None and sys.stdin.isatty(),
-            allowed_paths=[str(options.path.resolve())] if os.path.isdir(options.path) else [],
+            allowed_paths=[str(options.path.resolve() / name) for name in SHOWN] if is_run(options.path) else [],
             app_kwargs={} if options.share else {"middleware": [Middleware(BaseHTTPMiddleware, dispatch=keep_local)]},
         )  # fmt: skip
     except OSError as error:
-        if "port" not in str(error):
+        if "empty port" not in str(error):
             raise
         raise UserError("is in use; give another", f"--port {options.port}") from None
     gan.say(f"{options.path}: {public or address}; Ctrl-C ends it")
+
+    def end(number: int, frame: Any) -> None:
+        raise gan.Stopped(number)
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
-        threading.Event().wait()
+        while True:
+            time.sleep(1)  # under Windows Ctrl-C does not end a longer wait
     finally:
+        signal.signal(signal.SIGTERM, before)
         page.close(verbose=False)
 
 
@@ -86,56 +96,60 @@ async def keep_local(request: Any, answer: Callable[[Any], Any]) -> Any:
     return response
 
 
+def is_run(path: Path) -> bool:
+    """Whether a path is a run's folder."""
+    return (path / "epochs.csv").is_file()
+
+
 def build(path: Path) -> gr.Blocks:
     """The page of a model, a run's folder or a folder of models. Raises UserError."""
     if not os.path.isdir(path):
-        models, is_run = [path], False
+        models = {path.name: path}
         network_of(path)  # what is wrong with it is said before there is a page
     else:
-        models, is_run = sorted(path.glob("*.safetensors")), (path / "epochs.csv").exists()
-    if not models and not is_run:
+        found = sorted(path.glob("*.safetensors"), key=lambda file: (file.stem != "generator", file.name))
+        models = {model.name: model for model in found}
+    if not models and not is_run(path):
         raise UserError("holds no run, and no models (.safetensors)", path)
-    with gr.Blocks(title=f"{path.name or path} · GAN", analytics_enabled=False) as page:
+    with gr.Blocks(title=f"{path.name or path} · GAN", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"# {path.name or path}")
-        if is_run:
+        if is_run(path):
             with gr.Tab("The run"):
                 run_panel(path)
         if models:
             with gr.Tab("The model" if len(models) == 1 else "Models"):
-                names = [model.name for model in models]
-                chosen = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="model")
+                several = len(models) > 1
+                chosen = gr.Dropdown(
+                    [*models], value=next(iter(models)), label="Model", visible=several, elem_id="model"
+                )
 
                 @gr.render(inputs=chosen)
                 def panel(name: str) -> None:
-                    model_panel(models[names.index(name)])
+                    model_panel(models[name])
 
     return page
 
 
-@cache
+@lru_cache(maxsize=8)
 def loaded(path: Path, name: str, changed: int) -> Any:
     """A network of a model's file, as it was at a time."""
-    return gan.load_network(path, name)
+    return gan.load_network(path, name, gan.choose_device("auto"))
 
 
-@cache
-def known_directions(path: Path, changed: int) -> torch.Tensor:
-    """The directions of a generator's noise, which take a moment to find."""
-    return directions(loaded(path, "generator", changed))
+known_directions = lru_cache(maxsize=8)(directions)  # which take a moment to find
 
 
 def network_of(path: Path, *names: str) -> Any:
-    """The first of the networks of these names that a model's file holds. Raises UserError if it holds none."""
-    names = names or ("generator", "discriminator", "xy")
-    error = UserError("there is no such model", path)
-    for name in names:
+    """The first of the networks of these names that a model's file holds now. Raises UserError if it holds none."""
+    errors = []
+    for name in names or ("generator", "discriminator", "xy"):
         try:
-            return loaded(path, name, path.stat().st_mtime_ns)
-        except UserError as wrong:
-            error = wrong
+            return loaded(path, name, os.stat(path).st_mtime_ns)
+        except UserError as error:
+            errors.append(error)
         except OSError:
-            raise error from None
-    raise error
+            raise UserError("there is no such model", path) from None
+    raise errors[0]
 
 
 def has(path: Path, name: str) -> bool:
@@ -149,12 +163,13 @@ def has(path: Path, name: str) -> bool:
 
 def model_panel(path: Path) -> None:
     """All that a model's file can show."""
-    if has(path, "generator"):
-        generator_panel(path)
-    if has(path, "discriminator") and getattr(network_of(path, "discriminator"), "head", None) is not None:
-        classifier_panel(path)
-    if has(path, "xy"):
-        translator_panel(path)
+    tells = has(path, "discriminator") and getattr(network_of(path, "discriminator"), "head", None) is not None
+    kinds = {"generator": generator_panel, "xy": translator_panel}
+    panels = [panel for name, panel in kinds.items() if has(path, name)] + [classifier_panel] * tells
+    for panel in panels:
+        panel(path)
+    if not panels:
+        gr.Markdown("Nothing of this file can be shown here: it holds no generator, translators or classifier.")
 
 
 def said(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -171,7 +186,7 @@ def said(call: Callable[..., Any]) -> Callable[..., Any]:
 
 def line(*words: object, program: str = "python rollnumber_04.py") -> str:
     """A command line of these words."""
-    return f"{program} {shlex.join(map(str, words))}"
+    return f"{program} {gan.command_line(*words)}"
 
 
 def uploaded(file: str, read: Callable[[Path], Image.Image]) -> Image.Image:
@@ -179,7 +194,8 @@ def uploaded(file: str, read: Callable[[Path], Image.Image]) -> Image.Image:
     try:
         return read(Path(file))
     except Exception as error:  # a decoder may fail in any way on a damaged file
-        raise UserError(gan.complaint(error), Path(file).name) from None
+        what = error.args[0] if isinstance(error, UserError) else gan.complaint(error)
+        raise UserError(what, Path(file).name) from None
 
 
 def command_box(words: str, element: str, does: str = "draws") -> gr.Textbox:
@@ -204,8 +220,8 @@ def generator_panel(path: Path) -> None:
 
     @said
     def draw_sheet(seed: float | None, truncation: float, label: str) -> tuple[list[Image.Image], str]:
-        told = {"label": label if label in classes else None, "truncation": truncation or None}
-        images = generator.generate(SHEET, seed=int(seed or 0), **told)
+        told = {"label": in_words(label) if label in classes else None, "truncation": truncation or None}
+        images = network_of(path, "generator").generate(SHEET, seed=int(seed or 0), **told)
         words = ["generate", path, "--seed", int(seed or 0)]
         for flag, value in told.items():
             words += [f"--{flag}", value] if value is not None else []
@@ -221,15 +237,20 @@ def generator_panel(path: Path) -> None:
         with gan.named("B"):
             to = two_numbers(b.strip(), int) if share else None
         moves = tuple((k, x) for k, x in enumerate(far, 1) if x)
-        labels = tuple(name for name in (first, second if first else None) if name)
+        labels = tuple(in_words(name) for name in (first, second if first else None) if name)
         point = Point(at, to, share, bool(to and is_spherical), moves, labels, mix, truncation or None)
-        known = known_directions(path, path.stat().st_mtime_ns) if moves else None
-        image = Image.fromarray(point.draw(generator, known))
+        now = network_of(path, "generator")  # a run that goes on writes another
+        image = Image.fromarray(point.draw(now, known_directions(now) if moves else None))
         return image, line("draw", path, *point.words(), "--out", "image.png")
 
-    def hold(seed: float | None, which: str, a: str, b: str, event: gr.SelectData) -> tuple[str, str]:
+    def hold(
+        seed: float | None, label: str, which: str, a: str, b: str, first: str, event: gr.SelectData
+    ) -> tuple[str, str, str]:
         new = f"{int(seed or 0)}:{event.index}"
-        return (new, b) if which == "A" else (a, new)
+        return (new, b, label if label in classes else "") if which == "A" else (a, new, first)
+
+    def in_words(name: str) -> str:
+        return f"number={classes.index(name)}" if "," in name else name  # which would be two
 
     gr.Markdown("## Samples\nSelect one to hold it as A or as B; below, one image goes from A to B.")
     with gr.Row():
@@ -239,9 +260,9 @@ def generator_panel(path: Path) -> None:
     label = gr.Radio(
         [every, *classes], value=every, label="Class", visible=bool(classes), interactive=True, elem_id="class"
     )
-    images, words = draw_sheet(0, 0, every)
+    drawn, words = draw_sheet(0, 0, every)
     sheet = gr.Gallery(
-        images, columns=8, allow_preview=False, format="png", label=f"{SHEET} samples", elem_classes="pixels",
+        drawn, columns=8, allow_preview=False, format="png", label=f"{SHEET} samples", elem_classes="pixels",
         object_fit="contain", elem_id="sheet", height="auto", buttons=[], interactive=False,
     )  # fmt: skip
     sheet_command = command_box(words, "sheet-command")
@@ -262,8 +283,8 @@ def generator_panel(path: Path) -> None:
             gr.Slider(-FAR, FAR, 0, step=0.1, label=f"Direction {k}", elem_id=f"direction-{k}")
             for k in range(1, SLIDERS + 1)
         ]
-    image, words = draw_one("0:0", "0:1", 0, False, "", "", 0, 0)
-    image, image_command = picture(image, "The image", "image"), command_box(words, "image-command")
+    drawn, words = draw_one("0:0", "0:1", 0, False, "", "", 0, 0)
+    image, image_command = picture(drawn, "The image", "image"), command_box(words, "image-command")
 
     of_sheet = [seed, truncation, label]
     of_one = [a, b, share, is_spherical, first, second, mix, truncation, *moves]
@@ -273,7 +294,7 @@ def generator_panel(path: Path) -> None:
     ):
         triggers = [part.change for part in parts]
         gr.on(triggers, draw, parts, shown, show_progress="hidden", trigger_mode="always_last")
-    sheet.select(hold, [seed, which, a, b], [a, b], show_progress="hidden")
+    sheet.select(hold, [seed, label, which, a, b, first], [a, b, first], show_progress="hidden")
 
 
 def classifier_panel(path: Path) -> None:
@@ -329,79 +350,98 @@ def translator_panel(path: Path) -> None:
 
 
 def table(path: Path) -> pd.DataFrame:
-    """A table of a run, of which the last line may be half written; at most MOST_ROWS rows, evenly over it."""
+    """A table of a run, of which the last line may be half written."""
     try:
-        rows = pd.read_csv(path, on_bad_lines="skip")
-    except (OSError, pd.errors.EmptyDataError):
+        return pd.read_csv(path, on_bad_lines="skip")
+    except (OSError, ValueError):
         return pd.DataFrame()
-    return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, MOST_ROWS).astype(int))] if len(rows) > MOST_ROWS else rows
+
+
+def thinned(rows: pd.DataFrame) -> pd.DataFrame:
+    """At most MOST_ROWS rows, evenly over all."""
+    return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).astype(int))]
+
+
+def series_of(folder: Path) -> dict[str, str]:
+    """The pictures of a run that come again and again: a heading, and where they lie."""
+    of_weights = {re.sub(r"_(epoch|iteration)_\d+$", "", path.stem) for path in folder.glob("weights/*.png")}
+    found = {"Samples of the same noise": "samples/*.png"}
+    found |= {f"Samples, {each.name}": f"samples/{each.name}/*.png" for each in folder.glob("samples/*/")}
+    names = sorted(of_weights, key=lambda name: (name != "generator", name))
+    return found | {f"Weights of {name}": f"weights/{name}_*.png" for name in names}
 
 
 def run_panel(folder: Path) -> None:
     """What a run's folder holds; it follows a run that goes on."""
+    series = series_of(folder)
 
     def pictures(of: str) -> list[Path]:
-        return sorted((folder / of).parent.glob(Path(of).name))
+        return sorted(folder.glob(of), key=lambda path: int(re.search(r"\d*$", path.stem)[0] or 0))
 
-    def curve(name: str) -> pd.DataFrame:
-        rows = table(folder / "log.csv")
-        return rows[["step", name]] if name in rows else pd.DataFrame({"step": [], name: []})
+    def curve(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+        return thinned(rows)[["step", name]] if name in rows else pd.DataFrame({"step": [], name: []})
 
-    def accuracies() -> pd.DataFrame:
-        rows = table(folder / "epochs.csv")
+    def accuracies(rows: pd.DataFrame) -> pd.DataFrame:
         names = [name for name in ACCURACIES if name in rows and rows[name].notna().any()]
         none = pd.DataFrame({"step": [], "of": [], "share": []})
-        return rows.melt("step", names, "of", "share").dropna() if names else none
+        return thinned(rows).melt("step", names, "of", "share").dropna() if names else none
 
-    def state() -> str:
-        rows = table(folder / "epochs.csv")
+    def state(rows: pd.DataFrame) -> str:
         if not len(rows):
             return "The run has only begun."
-        last = rows.iloc[-1]
+        last, fids = rows.iloc[-1], rows["fid"].dropna() if "fid" in rows else ()
         facts = [f"epoch {last['epoch']:.0f}, step {last['step']:,.0f}", f"{last['images_per_s']:,.0f} images/s"]
-        facts += [f"FID {last['fid']:.2f}"] if not np.isnan(pd.to_numeric(last.get("fid", np.nan))) else []
-        warned = [
-            f"- epoch {row['epoch']}: {row['warning']}" for _, row in rows.iterrows() if isinstance(row["warning"], str)
-        ]
-        return "\n".join([", ".join(facts), *(["", "Warnings:", *warned] if warned else [])])
+        facts += [f"FID {fids.iloc[-1]:.2f}"] if len(fids) else []
+        warned = rows[rows["warning"].notna()] if "warning" in rows else ()
+        warnings = [f"- epoch {epoch}: {what}" for epoch, what in zip(warned["epoch"], warned["warning"], strict=True)]
+        return "\n".join([", ".join(facts), *(["", "Warnings:", *warnings] if warnings else [])])
 
     def matrix() -> dict[str, Any]:
         path = folder / "plots" / "confusion_matrix.png"
         return {"value": str(path) if path.exists() else None, "visible": path.exists()}
 
+    def stamp() -> list[int]:
+        """What tells whether anything is new."""
+        tables = (folder / name for name in ("log.csv", "epochs.csv"))
+        sizes = [path.stat().st_size if path.exists() else 0 for path in tables]
+        return [*(len(pictures(of)) for of in series.values()), *sizes]
+
     def look(known: list[int], *numbers: float) -> list[Any]:
         """All of the page anew; a slider that was at its last picture goes on to the newest."""
-        found = [*map(pictures, PICTURES)]
-        shown = [state(), [*map(len, found)]]
-        for paths, of_slider, number in zip(found, known, numbers, strict=True):
+        if known == stamp():
+            return [gr.skip()] * len(everything)
+        found, epochs, log = [*map(pictures, series.values())], table(folder / "epochs.csv"), table(folder / "log.csv")
+        shown = [state(epochs), stamp()]
+        for paths, of_slider, number in zip(found, known, numbers, strict=False):
             number = len(paths) if number >= of_slider else min(int(number), len(paths))
             shown += [gr.update(maximum=max(2, len(paths)), value=max(1, number), label=title(paths, number))]
             shown += [picked(paths, number)]
-        return [*shown, *map(curve, LOSSES), accuracies(), gr.update(**matrix())]
+        return [*shown, *(curve(log, name) for name in LOSSES), accuracies(epochs), gr.update(**matrix())]
 
-    told, known = gr.Markdown(state(), elem_id="state"), gr.State([len(pictures(of)) for of in PICTURES])
+    epochs, log = table(folder / "epochs.csv"), table(folder / "log.csv")
+    told, known = gr.Markdown(state(epochs), elem_id="state"), gr.State(stamp())
     sliders, images = [], []
-    for of, (element, heading) in PICTURES.items():
+    for i, (heading, of) in enumerate(series.items()):
         gr.Markdown(f"## {heading}")
         paths = pictures(of)
-        last = len(paths)
+        last, name = len(paths), f"pictures-{i}"
         sliders += [
-            gr.Slider(1, max(2, last), max(1, last), step=1, label=title(paths, last), elem_id=f"{element}-number")
+            gr.Slider(1, max(2, last), max(1, last), step=1, label=title(paths, last), elem_id=f"{name}-number")
         ]
-        images += [gr.Image(picked(paths, last), format="png", interactive=False, show_label=False, elem_id=element)]
+        images += [gr.Image(picked(paths, last), format="png", interactive=False, show_label=False, elem_id=name)]
     gr.Markdown("## Losses")
     plots = [
-        gr.LinePlot(curve(name), x="step", y=name, title=heading, tooltip="all", height=240, elem_id=name)
+        gr.LinePlot(curve(log, name), x="step", y=name, title=heading, tooltip="all", height=240, elem_id=name)
         for name, heading in LOSSES.items()
     ]
     gr.Markdown("## Accuracy")
     heading = "D on real images that it has seen and on others; a head on training and test images"
     of_epochs = dict(x="step", y="share", color="of", tooltip="all", height=240, elem_id="accuracy")
-    plots += [gr.LinePlot(accuracies(), title=heading, **of_epochs)]
+    plots += [gr.LinePlot(accuracies(epochs), title=heading, **of_epochs)]
     plots += [gr.Image(**matrix(), label="Confusion", format="png", interactive=False, elem_id="confusion")]
     everything = [told, known, *(part for pair in zip(sliders, images, strict=True) for part in pair), *plots]
     gr.Timer(FOLLOW).tick(look, [known, *sliders], everything, show_progress="hidden")
-    for slider, image, of in zip(sliders, images, PICTURES, strict=True):
+    for slider, image, of in zip(sliders, images, series.values(), strict=True):
 
         def pick(number: float, of: str = of) -> tuple[str | None, dict[str, Any]]:
             paths = pictures(of)

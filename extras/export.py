@@ -106,12 +106,12 @@ def find_network(model: Path, name: str | None) -> tuple[str, nn.Module]:
     try:
         return "generator", gan.load_network(model, "generator")
     except UserError as error:
-        try:
-            return "discriminator", gan.load_network(model, "discriminator")
-        except UserError:
-            is_pair = "labs.cyclegan" in str(error)
-            advice = "; --network xy or --network yx names one of its translators" if is_pair else ""
-            raise UserError(f"{error.args[0]}{advice}", error.about) from None
+        if "but no generator" not in str(error):
+            raise
+        if "labs.cyclegan" in str(error):
+            advice = "--network xy or --network yx names one of its translators"
+            raise UserError(f"{error.args[0]}; {advice}", error.about) from None
+    return "discriminator", gan.load_network(model, "discriminator")
 
 
 def examples_of(name: str, network: nn.Module, model: Path, image_size: int | None) -> dict[str, Tensor]:
@@ -191,6 +191,6 @@ def check_same(data: bytes, module: nn.Module, examples: dict[str, Tensor]) -> N
             found = session.run(None, {name: part.numpy() for name, part in inputs.items()})
             for one, other in zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True):
                 near = 1 if one.dtype == np.uint8 else NEAR
-                np.testing.assert_allclose(one, other.numpy(), rtol=0, atol=near, strict=True)
+                np.testing.assert_allclose(one, other.numpy(), rtol=NEAR, atol=near, strict=True)
     except Exception as error:  # of whichever of its parts, or of the comparison
         raise UserError(f"onnxruntime does not compute the same ({gan.complaint(error)})"[:300], status=1) from None

@@ -5,7 +5,6 @@ python rollnumber_04.py draw MODEL --at 3:17 --to 5:2 --share 0.4 --out image.pn
 """
 
 import io
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +102,9 @@ def directions(generator: gan.BaseGenerator) -> Tensor:
     device, total = next(generator.parameters()).device, torch.zeros(z.shape[1], z.shape[1], dtype=torch.float64)
     with torch.no_grad(), gan.in_eval_mode(generator):
         for i, around in enumerate(moved):
-            known = [part[i : i + 1].expand(len(around), -1).to(device) for part in told]
-            images = generator(around.to(device), *known).flatten(1).cpu().double()
+            known = [part[i : i + 1].expand(len(around), -1) for part in told]
+            pieces = zip(*(part.to(device).split(32) for part in (around, *known)), strict=True)
+            images = torch.cat([generator(*piece).flatten(1).cpu().double() for piece in pieces])
             changes = images[1:] - images[0]
             total += changes @ changes.mT
     vectors = torch.linalg.eigh(total).eigenvectors.mT.flip(0)
@@ -134,9 +134,10 @@ class Point:
             raise UserError("the generator draws no class of choice; labs/ has those that do", "--label")
         label = self.labels[0] if self.labels else None
         z, *told = generator.inputs(*self.at, 1, label, self.truncation)
-        if self.to:
-            other, *_ = generator.inputs(*self.to, 1, None, self.truncation)
+        if self.to:  # without a label to the other's class, too
+            other, *others = generator.inputs(*self.to, 1, label, self.truncation)
             z = (spherical if self.spherical else torch.lerp)(z, other, self.share)
+            told = [torch.lerp(first, second, self.share) for first, second in zip(told, others, strict=True)]
         if self.moves:
             rows = directions(generator) if known is None else known
             for number, far in self.moves:
@@ -228,5 +229,5 @@ def draw(argv: Sequence[str], program: str) -> Path:
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "PNG")
     gan.save_output("--out", out, stream.getvalue())
-    gan.say(f"an image of {options.model}, {shlex.join(point.words())}: {out}")
+    gan.say(f"an image of {options.model}, {gan.command_line(*point.words())}: {out}")
     return out

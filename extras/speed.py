@@ -6,7 +6,8 @@ import importlib
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,20 +50,32 @@ class Deferred(types.ModuleType):
     def graph_break(self, *words: Any, **options: Any) -> None:
         """Where compiled code ends: nowhere."""
 
-    def disable(self, function: Callable[..., Any], *words: Any, **options: Any) -> Callable[..., Any]:
+    def disable(self, function: Callable[..., Any] | None = None, *words: Any, **options: Any) -> Callable[..., Any]:
         """A function that is not to be compiled: itself."""
-        return function
+        return function or (lambda other: other)
 
     def __getattr__(self, name: str) -> Any:
-        if sys.modules.get(self.NAME) is self:
-            del sys.modules[self.NAME], torch._dynamo
+        self.leave()
         return getattr(importlib.import_module(self.NAME), name)
 
+    def leave(self) -> None:
+        """Make way for the module itself."""
+        if sys.modules.get(self.NAME) is self:
+            del sys.modules[self.NAME]
+            vars(torch).pop("_dynamo", None)
 
-def defer_compiler() -> None:
-    """Import torch's compiler when something is compiled, and not for an optimizer."""
-    if Deferred.NAME not in sys.modules:
-        sys.modules[Deferred.NAME] = torch._dynamo = Deferred(Deferred.NAME)
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Import torch's compiler when something is compiled in here, and not for an optimizer."""
+    if Deferred.NAME in sys.modules:
+        yield
+        return
+    sys.modules[Deferred.NAME] = torch._dynamo = deferred = Deferred(Deferred.NAME)
+    try:
+        yield
+    finally:
+        deferred.leave()
 
 
 def why_not_captured(model: GAN) -> str:

@@ -33,6 +33,10 @@ def test_the_ends_of_a_way_and_its_middle(tmp_path):
     between = [MODEL, "--at", "5:0", "--to", "5:1"]
     assert (drawn(*between, "--share", 0, out=tmp_path) == first).all()
     assert (drawn(*between, "--share", 1, "--spherical", out=tmp_path) == second).all()
+    of_classes = [CONDITIONAL, "--at", "5:0", "--to", "5:9"]  # airplane and truck
+    expected = gan.load_generator(CONDITIONAL).generate(10, seed=5)
+    assert (drawn(*of_classes, "--share", 1, out=tmp_path) == expected[9]).all()
+    assert (drawn(*of_classes, "--share", 0, out=tmp_path) == expected[0]).all()
     z = gan.latents(5, 0, 2, 100)
     middle = gan.draw_images(gan.load_generator(MODEL), z.mean(0, keepdim=True))[0]
     assert (drawn(*between, out=tmp_path) == middle).all()

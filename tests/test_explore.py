@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from contextlib import contextmanager
 
 import numpy as np
@@ -31,12 +32,12 @@ def served(path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [sys.executable, "-u", ROOT / "rollnumber_04.py", "explore", path, "--port", port]
-    with subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         timer = threading.Timer(PATIENCE, process.kill)
         timer.start()
         try:
             line = process.stdout.readline()
-            assert f"http://127.0.0.1:{port}/; Ctrl-C ends it" in line, line + process.stderr.read()
+            assert f"http://127.0.0.1:{port}/; Ctrl-C ends it" in line, line
             yield f"http://127.0.0.1:{port}/"
         finally:
             timer.cancel()
@@ -67,10 +68,16 @@ def opened(browser, address, width=1280):
     assert not wrong
 
 
+def fetched(source):
+    """The picture at an address."""
+    with urllib.request.urlopen(source, timeout=PATIENCE) as answer:
+        return Image.open(io.BytesIO(answer.read()))
+
+
 def image_of(page, element):
     """The picture that an element shows, in its own pixels."""
     source = page.locator(f"#{element} img").first.get_attribute("src")
-    return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB"))
+    return np.asarray(fetched(source).convert("RGB"))
 
 
 def words_of(page, element):
@@ -116,9 +123,8 @@ def test_each_control_changes_the_image_and_the_command_draws_it(browser, tmp_pa
 
         def shows_another():
             until(lambda: (image_of(page, "image") != seen[-1]).any())
-            time.sleep(0.3)  # for a command that comes with it
+            until(lambda: (image_of(page, "image") == drawn(page, tmp_path)).all())  # its command comes with it
             seen.append(image_of(page, "image"))
-            assert (seen[-1] == drawn(page, tmp_path)).all()
 
         page.locator("#sheet button.thumbnail-item").nth(5).click()  # held as A
         shows_another()
@@ -149,7 +155,7 @@ def test_each_control_changes_the_image_and_the_command_draws_it(browser, tmp_pa
 
 
 @needs_browser
-def test_the_sheet_is_that_of_generate_and_comes_at_once(browser, tmp_path):
+def test_the_sheet_is_that_of_generate_and_its_samples_are_held(browser, tmp_path):
     model = MODELS / "fashion-cwgan-gp.safetensors"
     with served(model) as address, opened(browser, address, width=390) as page:
         page.locator("#class label", has_text="9").wait_for()
@@ -165,8 +171,12 @@ def test_the_sheet_is_that_of_generate_and_comes_at_once(browser, tmp_path):
         sources = page.locator("#sheet img").evaluate_all("images => images.map(image => image.src)")
         assert len(sources) == 64
         for i in (0, 17, 63):
-            shown = Image.open(io.BytesIO(page.request.get(sources[i]).body())).convert("L")
+            shown = fetched(sources[i]).convert("L")
             assert (np.asarray(shown) == expected[i]).all()
+        page.locator("#sheet button.thumbnail-item").nth(17).click()
+        until(lambda: words_of(page, "image-command")[2:6] == ["--at", "3:17", "--label", "9"])
+        until(lambda: (image_of(page, "image")[..., 0] == expected[17]).all())
+        assert (drawn(page, tmp_path)[..., 0] == expected[17]).all()
 
 
 @needs_browser
@@ -222,17 +232,17 @@ def test_a_run_is_shown_and_followed(browser, tmp_path):
     with served(out) as address, opened(browser, address) as page:
         page.get_by_text("epoch 3, step ").wait_for()
         for epoch in (1, 3):
-            page.locator("#samples-number input").first.fill(str(epoch))
-            page.locator("#samples-number input").first.press("Enter")
+            page.locator("#pictures-0-number input").first.fill(str(epoch))
+            page.locator("#pictures-0-number input").first.press("Enter")
             expected = np.asarray(Image.open(out / "samples" / f"epoch_{epoch:04d}.png").convert("RGB"))
-            until(lambda expected=expected: np.array_equal(image_of(page, "samples"), expected))
+            until(lambda expected=expected: np.array_equal(image_of(page, "pictures-0"), expected))
         for element in ("g_loss", "d_loss", "accuracy"):
             page.locator(f"#{element} canvas, #{element} svg").first.wait_for()
         assert page.locator("#confusion img").count() == 1
         assert gan.main(["--resume", "--out", str(out), "--epochs", "4"]) == 0  # the page follows
         page.get_by_text("epoch 4, step ").wait_for()
         expected = np.asarray(Image.open(out / "samples" / "epoch_0004.png").convert("RGB"))
-        until(lambda: np.array_equal(image_of(page, "samples"), expected))
+        until(lambda: np.array_equal(image_of(page, "pictures-0"), expected))
 
 
 def test_what_explore_refuses(tmp_path, fails):

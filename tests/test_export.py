@@ -111,7 +111,7 @@ def test_the_labs_generators(lab, words, tmp_path):
     assert ("uniform" in facts["inputs"]) == (lab == "labs.emoji")
 
 
-def test_what_export_refuses(tmp_path, fails, monkeypatch):
+def test_what_export_refuses(tmp_path, fails):
     model, out = MODELS / "cifar10-ls.safetensors", tmp_path / "m.onnx"
     both, pair = MODELS / "cifar10-multitask.safetensors", MODELS / "emoji-apple-windows.safetensors"
 

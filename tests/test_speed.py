@@ -307,13 +307,16 @@ def test_training_leaves_the_compiler_out_until_it_is_asked_for(tmp_path):
     code = (
         "import sys, torch, rollnumber_04 as gan\n"
         f"assert gan.main({words}) == 0\n"
-        "heavy = [name for name in ('torch._inductor', 'sympy', 'torch._dynamo.eval_frame') if name in sys.modules]\n"
+        "heavy = [name for name in ('torch._inductor', 'sympy', 'torch._dynamo') if name in sys.modules]\n"
         "assert not heavy, heavy\n"
+        "import torch._dynamo.config as before\n"
         "doubled = torch.compile(lambda x: 2 * x, backend='eager')\n"
         "assert doubled(torch.ones(3)).tolist() == [2, 2, 2]\n"
         "import torch._dynamo.utils\n"
         "assert torch._dynamo is sys.modules['torch._dynamo'] and torch._dynamo.__file__\n"
-        "assert 'torch._dynamo.eval_frame' in sys.modules\n"
+        "assert torch._dynamo.eval_frame.config is before\n"
+        "from extras import speed\n"
+        "with speed.without_compiler(): assert torch._dynamo.__file__\n"
         "print('compiled')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
