@@ -2509,12 +2509,12 @@ def say_what_next(run: Run) -> None:
     config, program = run.gan.config, f"python {program_of(run)}"
     if sheets := numbered_files(run.out / "samples", config.unit, ".png", run.number):
         moving = run.out / "samples" / "progress.gif"
-        say(f"look at    {sheets[-1]}" + f"; how it came: {moving}" * moving.exists())
+        say(f"look at    {command_line(sheets[-1])}" + f"; how it came: {command_line(moving)}" * moving.exists())
     for file in run.gan.models(config):
         command, _, rest = run.gan.uses[file].partition(" ")
         say(f"{command:10} {program} {command} {rest.format(command_line(run.out / f'{file}.safetensors'))}")
-    further = "" if config.dry_run else f" --{config.unit}s {2 * run.number}"
-    say(f"go on      {resume_command(run)}{further}")
+    further = config.iterations or config.epochs if config.dry_run else 2 * run.number
+    say(f"go on      {resume_command(run)} --{config.unit}s {further}")
     if (run.out / "tensorboard").exists():
         say(f"curves     {command_line('tensorboard', '--logdir', run.out.parent)}")
 

@@ -27,10 +27,11 @@ import torch
 from PIL import Image
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import rollnumber_04 as gan
 from extras import folders
-from extras.paths import Point, directions, two_numbers
+from extras.paths import Point, directions, image_number
 from rollnumber_04 import UserError
 
 SHEET, SLIDERS, FAR = 64, 6, 4.0  # samples of a sheet; directions that have a slider, and how far these go
@@ -69,7 +70,7 @@ def explore(argv: Sequence[str], program: str) -> None:
             prevent_thread_lock=True, theme=gr.themes.Base(**FONTS), css=CSS,
             inbrowser=sys.stdin is not None and sys.stdin.isatty(),
             allowed_paths=[str(options.path.resolve() / name) for name in SHOWN] if is_run(options.path) else [],
-            app_kwargs={} if options.share else {"middleware": [Middleware(BaseHTTPMiddleware, dispatch=keep_local)]},
+            app_kwargs={} if options.share else {"middleware": MIDDLEWARE},
         )  # fmt: skip
     except OSError as error:
         if "empty port" not in str(error):
@@ -96,6 +97,13 @@ async def keep_local(request: Any, answer: Callable[[Any], Any]) -> Any:
     return response
 
 
+# Neither may the page be asked for by the name of another machine, which a hostile page elsewhere could let it have.
+MIDDLEWARE = [
+    Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]),
+    Middleware(BaseHTTPMiddleware, dispatch=keep_local),
+]
+
+
 def is_run(path: Path) -> bool:
     """Whether a path is a run's folder."""
     return (path / "epochs.csv").is_file()
@@ -115,7 +123,13 @@ def build(path: Path) -> gr.Blocks:
         gr.Markdown(f"# {path.name or path}")
         if is_run(path):
             with gr.Tab("The run"):
-                run_panel(path)
+                series = gr.State(series_of(path))
+                gr.Timer(FOLLOW).tick(lambda: series_of(path), None, series, show_progress="hidden")
+
+                @gr.render(inputs=series)  # when the page is loaded, and when pictures of another kind have come
+                def panel_of_run(series: dict[str, str]) -> None:
+                    run_panel(path, series)
+
         if models:
             with gr.Tab("The model" if len(models) == 1 else "Models"):
                 several = len(models) > 1
@@ -179,14 +193,19 @@ def said(call: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return call(*words)
         except UserError as error:
-            raise gr.Error(str(error), title="This cannot be done") from None
+            raise gr.Error(str(error), print_exception=False) from None
 
     return handler
 
 
 def line(*words: object, program: str = "python rollnumber_04.py") -> str:
-    """A command line of these words."""
-    return f"{program} {gan.command_line(*words)}"
+    """A command line of these words; a picture's name may look like an option."""
+    safe = (f"./{word}" if isinstance(word, Dropped) and word.startswith("-") else word for word in words)
+    return f"{program} {gan.command_line(*safe)}"
+
+
+class Dropped(str):
+    """The name of a picture that was dropped on the page."""
 
 
 def uploaded(file: str, read: Callable[[Path], Image.Image]) -> Image.Image:
@@ -233,9 +252,9 @@ def generator_panel(path: Path) -> None:
         truncation: float, *far: float,
     ) -> tuple[Image.Image, str]:  # fmt: skip
         with gan.named("A"):
-            at = two_numbers(a.strip(), int)
+            at = image_number(a)
         with gan.named("B"):
-            to = two_numbers(b.strip(), int) if share else None
+            to = image_number(b) if share else None
         moves = tuple((k, x) for k, x in enumerate(far, 1) if x)
         labels = tuple(in_words(name) for name in (first, second if first else None) if name)
         point = Point(at, to, share, bool(to and is_spherical), moves, labels, mix, truncation or None)
@@ -311,7 +330,7 @@ def classifier_panel(path: Path) -> None:
         images = gan.with_channels(images, channels).pixels
         shares = gan.class_logits(network, images).softmax(1)[0].tolist()
         seen = Image.fromarray(images[0, ..., 0].numpy() if channels == 1 else images[0].numpy())
-        return seen, dict(zip(classes, shares, strict=True)), line("classify", path, Path(file).name)
+        return seen, dict(zip(classes, shares, strict=True)), line("classify", path, Dropped(Path(file).name))
 
     gr.Markdown("## What is it?\nDrop a picture, and the discriminator says which class it is of.")
     file = gr.File(label="A picture", file_types=["image"], elem_id="to-classify", height=120)
@@ -335,7 +354,7 @@ def translator_panel(path: Path) -> None:
         image = uploaded(file, lambda path: pairs.opened(path, size))
         there = both[way].translate(np.array(image)[None])
         back = both[way[::-1]].translate(there)
-        words = [path, "--direction", way, Path(file).name, "--image-size", size, "--out", "translated"]
+        words = [path, "--direction", way, Dropped(Path(file).name), "--image-size", size, "--out", "translated"]
         command = line("translate", *words, program="python -m labs.cyclegan")
         return image, Image.fromarray(there[0]), Image.fromarray(back[0]), command
 
@@ -352,9 +371,12 @@ def translator_panel(path: Path) -> None:
 def table(path: Path) -> pd.DataFrame:
     """A table of a run, of which the last line may be half written."""
     try:
-        return pd.read_csv(path, on_bad_lines="skip")
+        rows = pd.read_csv(path, on_bad_lines="skip")
     except (OSError, ValueError):
         return pd.DataFrame()
+    for name in rows.columns.drop("warning", errors="ignore"):
+        rows[name] = pd.to_numeric(rows[name], errors="coerce")
+    return rows.dropna(subset="step") if "step" in rows else pd.DataFrame()
 
 
 def thinned(rows: pd.DataFrame) -> pd.DataFrame:
@@ -371,9 +393,8 @@ def series_of(folder: Path) -> dict[str, str]:
     return found | {f"Weights of {name}": f"weights/{name}_*.png" for name in names}
 
 
-def run_panel(folder: Path) -> None:
+def run_panel(folder: Path, series: dict[str, str]) -> None:
     """What a run's folder holds; it follows a run that goes on."""
-    series = series_of(folder)
 
     def pictures(of: str) -> list[Path]:
         return sorted(folder.glob(of), key=lambda path: int(re.search(r"\d*$", path.stem)[0] or 0))
@@ -387,8 +408,10 @@ def run_panel(folder: Path) -> None:
         return thinned(rows).melt("step", names, "of", "share").dropna() if names else none
 
     def state(rows: pd.DataFrame) -> str:
-        if not len(rows):
-            return "The run has only begun."
+        if not folder.is_dir():
+            return "The folder is gone."
+        if not {"epoch", "images_per_s"} <= {*rows}:
+            return "There is no row in epochs.csv that can be read: the run has only begun, or the file is damaged."
         last, fids = rows.iloc[-1], rows["fid"].dropna() if "fid" in rows else ()
         facts = [f"epoch {last['epoch']:.0f}, step {last['step']:,.0f}", f"{last['images_per_s']:,.0f} images/s"]
         facts += [f"FID {fids.iloc[-1]:.2f}"] if len(fids) else []
@@ -408,7 +431,7 @@ def run_panel(folder: Path) -> None:
 
     def look(known: list[int], *numbers: float) -> list[Any]:
         """All of the page anew; a slider that was at its last picture goes on to the newest."""
-        if known == stamp():
+        if known == stamp() and folder.is_dir():
             return [gr.skip()] * len(everything)
         found, epochs, log = [*map(pictures, series.values())], table(folder / "epochs.csv"), table(folder / "log.csv")
         shown = [state(epochs), stamp()]
@@ -426,7 +449,15 @@ def run_panel(folder: Path) -> None:
         paths = pictures(of)
         last, name = len(paths), f"pictures-{i}"
         sliders += [
-            gr.Slider(1, max(2, last), max(1, last), step=1, label=title(paths, last), elem_id=f"{name}-number")
+            gr.Slider(
+                1,
+                max(2, last),
+                max(1, last),
+                step=1,
+                label=title(paths, last),
+                interactive=True,
+                elem_id=f"{name}-number",
+            )
         ]
         images += [gr.Image(picked(paths, last), format="png", interactive=False, show_label=False, elem_id=name)]
     gr.Markdown("## Losses")

@@ -69,7 +69,7 @@ def export(argv: Sequence[str], program: str) -> Path:
     options = parser.parse_args(argv)
     out = options.out
     if out.suffix.lower() != ".onnx" or out.is_dir():
-        raise UserError("must name a .onnx file", f"--out {out}")
+        raise UserError("is a folder" if out.is_dir() else "must name a .onnx file", f"--out {out}")
     gan.check_writable("--out", out.parent)
     name, network = find_network(options.model, options.network)
     if options.image_size and name not in TRANSLATORS:

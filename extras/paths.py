@@ -5,10 +5,11 @@ python rollnumber_04.py draw MODEL --at 3:17 --to 5:2 --share 0.4 --out image.pn
 """
 
 import io
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -165,17 +166,21 @@ class Point:
         return found + (["--truncation", f"{self.truncation:g}"] if self.truncation is not None else [])
 
 
-def two_numbers(text: str, second: Any) -> tuple[int, Any]:
-    """ "3:17" as two numbers, the first whole, the second of a kind. Raises UserError."""
-    try:
-        first, _, rest = text.partition(":")
-        found = int(first), second(rest)
-        if found[0] < 0 or (second is int and not 0 <= found[1] < 2**31) or not abs(found[1]) < 2**31:
-            raise ValueError
-    except ValueError:
-        example = "3:17" if second is int else "1:-2.5"
-        raise UserError(f"{text} is not two numbers with a colon between, such as {example}") from None
-    return found
+def image_number(text: str) -> tuple[int, int]:
+    """The seed and the number of an image, as 3:17. Raises UserError."""
+    found = re.fullmatch(r"(\d{1,10}):(\d{1,10})", text.strip(), re.ASCII)
+    if not found or max(numbers := (int(found[1]), int(found[2]))) >= 2**31:
+        raise UserError(f"{text!r} is not S:I, two numbers from 0 to 2147483647, such as 3:17")
+    return numbers
+
+
+def move(text: str) -> tuple[int, float]:
+    """The number of a direction and how far to go along it, as 1:-2.5. Raises UserError."""
+    number, _, far = text.partition(":")
+    with suppress(ValueError):
+        if number.isdecimal() and int(number) >= 1 and abs(float(far)) <= 1000:
+            return int(number), float(far)
+    raise UserError(f"{text!r} is not K:X, a direction from 1 on and how far to go, up to 1000, such as 1:-2.5")
 
 
 def draw(argv: Sequence[str], program: str) -> Path:
@@ -183,8 +188,8 @@ def draw(argv: Sequence[str], program: str) -> Path:
     parser = gan.Parser(f"{program} draw", "Draw one image: of a seed, between two, moved along directions of z.")
     gan.add_model(parser)
     add = parser.add_argument
-    add("--at", type=lambda text: two_numbers(text, int), default=(0, 0), metavar="S:I", help="image I of seed S (0:0)")
-    add("--to", type=lambda text: two_numbers(text, int), metavar="S:I", help="and another, to which it goes")
+    add("--at", type=image_number, default=(0, 0), metavar="S:I", help="image I of seed S (0:0)")
+    add("--to", type=image_number, metavar="S:I", help="and another, to which it goes")
     add(
         "--share",
         type=gan.number_in(float, 0, 1),
@@ -193,7 +198,7 @@ def draw(argv: Sequence[str], program: str) -> Path:
     )
     add("--spherical", action="store_true", help="go along a great circle, instead of straight")
     what = "then move by X along direction K; images change most along the first. May be given for several K"
-    add("--move", type=lambda text: two_numbers(text, float), action="append", metavar="K:X", default=[], help=what)
+    add("--move", type=move, action="append", metavar="K:X", default=[], help=what)
     add("--label", metavar="CLASS[,CLASS]", help="the class of a conditional generator, or two")
     add(
         "--mix",
@@ -206,18 +211,16 @@ def draw(argv: Sequence[str], program: str) -> Path:
     options = parser.parse_args(argv)
     out = options.out
     if out.suffix.lower() != ".png" or out.is_dir():
-        raise UserError("must name a .png file", f"--out {out}")
+        raise UserError("is a folder" if out.is_dir() else "must name a .png file", f"--out {out}")
     gan.check_writable("--out", out.parent)
     labels = tuple(name.strip() for name in options.label.split(",")) if options.label is not None else ()
-    if len(labels) > 2:
+    if len(labels) > 2 or "" in labels:
         raise UserError("takes one class, or two with a comma between", f"--label {options.label}")
     for name, needed, flag in (("share", options.to, "--to"), ("mix", len(labels) == 2, "two classes in --label")):
         if getattr(options, name) is not None and not needed:
             raise UserError(f"needs {flag}", f"--{name}")
     if options.spherical and not options.to:
         raise UserError("needs --to", "--spherical")
-    if any(number < 1 for number, _ in options.move):
-        raise UserError("directions are counted from 1", "--move")
     half = {name: 0.5 if getattr(options, name) is None else getattr(options, name) for name in ("share", "mix")}
     point = Point(
         options.at, options.to, half["share"], options.spherical, tuple(options.move), labels, half["mix"],

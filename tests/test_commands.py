@@ -285,7 +285,7 @@ def test_a_run_says_what_to_do_next_and_its_commands_work(class_folders, tmp_pat
     said = {title: rest for title, _, rest in (line.partition("  ") for line in ended[1:])}
     said = {title: rest.strip() for title, rest in said.items()}
     sheet, gif = out / "samples" / "epoch_0001.png", out / "samples" / "progress.gif"
-    assert said["look at"] == f"{sheet}; how it came: {gif}"
+    assert said["look at"] == f"'{sheet}'; how it came: '{gif}'"
     assert sheet.exists() and gif.exists()
     assert shlex.split(said["curves"]) == ["tensorboard", "--logdir", str(out.parent)]
     for title in ("generate", "classify", "go on"):

@@ -94,10 +94,12 @@ def test_the_words_of_a_point_draw_it(point, tmp_path):
 def test_what_draw_refuses(tmp_path, fails):
     out = tmp_path / "image.png"
     for words, sentence in (
-        ([MODEL, "--at", "3"], "--at: 3 is not two numbers with a colon between, such as 3:17"),
-        ([MODEL, "--at=-1:2"], "--at: -1:2 is not two numbers"),
-        ([MODEL, "--move", "1:nan"], "--move: 1:nan is not two numbers with a colon between, such as 1:-2.5"),
-        ([MODEL, "--move", "0:1"], "--move: directions are counted from 1"),
+        ([MODEL, "--at", "3"], "--at: '3' is not S:I, two numbers from 0 to 2147483647, such as 3:17"),
+        ([MODEL, "--at=-1:2"], "--at: '-1:2' is not S:I"),
+        ([MODEL, "--at", "4294967296:0"], "--at: '4294967296:0' is not S:I"),
+        ([MODEL, "--move", "1:nan"], "--move: '1:nan' is not K:X, a direction from 1 on and how far to go"),
+        ([MODEL, "--move", "0:1"], "--move: '0:1' is not K:X"),
+        ([CONDITIONAL, "--label", "cat,"], "--label cat,: takes one class, or two"),
         ([MODEL, "--move", "101:1"], "--move 101:1: there are 100 directions"),
         ([MODEL, "--share", "0.5"], "--share: needs --to"),
         ([MODEL, "--spherical"], "--spherical: needs --to"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
@@ -138,6 +139,7 @@ def test_each_control_changes_the_image_and_the_command_draws_it(browser, tmp_pa
         shows_another()
         for element, name in (("first", "cat"), ("second", "horse")):
             page.locator(f"#{element} input").fill(name)
+            page.locator("[role=option]:visible", has_text=name).last.wait_for()
             page.locator(f"#{element} input").press("Enter")
             until(lambda name=name: name in " ".join(words_of(page, "image-command")))
         change(page, "mix", 0.6)
@@ -223,6 +225,23 @@ def test_a_picture_is_translated_and_back(browser, tmp_path):
 
 
 @needs_browser
+def test_a_run_whose_files_are_damaged_or_gone(browser, tmp_path):
+    out = tmp_path / "a run"
+    assert gan.main([*TOY, "--iterations", "2", "--out", str(out)]) == 0
+    (out / "epochs.csv").write_text("epoch,step\n1,x\n", encoding="utf-8")
+    shutil.rmtree(out / "weights")
+    with served(out) as address, opened(browser, address) as page:
+        page.get_by_text("There is no row in epochs.csv that can be read").wait_for()
+        assert page.get_by_text("Weights of generator").count() == 0
+        shutil.rmtree(out)
+        page.get_by_text("The folder is gone.").wait_for()
+    with served(MODELS) as address:
+        asked = urllib.request.Request(address, headers={"Host": "elsewhere.example"})
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(asked, timeout=PATIENCE)
+
+
+@needs_browser
 def test_a_run_is_shown_and_followed(browser, tmp_path):
     save_all(pictures(40), tmp_path / "data" / "a")
     save_all(pictures(40, seed=1), tmp_path / "data" / "b")
@@ -236,6 +255,7 @@ def test_a_run_is_shown_and_followed(browser, tmp_path):
             page.locator("#pictures-0-number input").first.press("Enter")
             expected = np.asarray(Image.open(out / "samples" / f"epoch_{epoch:04d}.png").convert("RGB"))
             until(lambda expected=expected: np.array_equal(image_of(page, "pictures-0"), expected))
+        page.get_by_text("Weights of generator").wait_for()
         for element in ("g_loss", "d_loss", "accuracy"):
             page.locator(f"#{element} canvas, #{element} svg").first.wait_for()
         assert page.locator("#confusion img").count() == 1
