@@ -166,12 +166,6 @@ class Config:
     evaluate_samples: int = option(2000, "samples for each FID", 16, 10**6)
     inception_weights: Path | None = option(None, "torch-fidelity's weights; it fetches them if omitted")
 
-    def __post_init__(self):
-        for name, kind in kinds_of(type(self)).items():
-            if kind is Path and isinstance(value := getattr(self, name), str):  # as a notebook gives it
-                with named(flag_of(name)):
-                    object.__setattr__(self, name, some_path(value))
-
     @property
     def unit(self) -> str:
         """What --sample-every and the like count, and what files are numbered by."""
@@ -2205,6 +2199,16 @@ def config_from(argv: Sequence[str] = (), kind: type[GAN] = GAN) -> Config:
     return config
 
 
+def with_paths(config: Config) -> Config:
+    """The options with paths where a notebook gives text. Raises UserError for text that is no path."""
+    given = {name: getattr(config, name) for name, kind in kinds_of(type(config)).items() if kind is Path}
+    paths = {}
+    for name, value in given.items():
+        with named(flag_of(name)):
+            paths[name] = some_path(value) if isinstance(value, str) else value
+    return replace(config, **paths)
+
+
 def check_options(config: Config) -> None:
     """Raise UserError for options that are out of their limits, or do not go together."""
     for part, kind in zip(fields(config), kinds_of(type(config)).values(), strict=True):
@@ -2301,7 +2305,7 @@ def find_checkpoint(resume: Path | bool, out: Path | None) -> tuple[Path, dict[s
 
 def train(config: Config, kind: type[GAN] = GAN) -> Path:
     """Train as the options say; returns the run's folder. Bad input: UserError."""
-    begun = time.perf_counter()
+    begun, config = time.perf_counter(), with_paths(config)
     if config.resume and config.seed is None:  # made in Python: what is not a default is what is given
         values, defaults = vars(config), vars(type(config)())
         config = resumed(kind, {name: value for name, value in values.items() if value != defaults[name]})

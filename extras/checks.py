@@ -157,3 +157,13 @@ def check_comparable(run: Run, saved: dict[str, Any], path: Path) -> None:
         what = f"the FIDs of {path} are of others, {of}, and cannot be compared; --evaluate-every 0 turns them off"
         about = "--evaluate-every" if was[0] == becomes[0] else gan.flag_of("evaluate_samples", becomes[0])
         raise UserError(what[:400], about)
+
+
+def check_file(flag: str, path: Path, *endings: str) -> None:
+    """Raise UserError unless a path can be that of a new file with one of these endings."""
+    if path.suffix.lower() not in endings:
+        several = f"must end in {' or '.join(endings)}"
+        raise UserError(several if len(endings) > 1 else f"must name a {endings[0]} file", f"{flag} {path}")
+    if path.is_dir():
+        raise UserError("is a folder", f"{flag} {path}")
+    gan.check_writable(flag, path.parent)

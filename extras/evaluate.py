@@ -294,10 +294,8 @@ def evaluate(argv: Sequence[str], program: str) -> dict[str, Any]:
 def measure_model(options: argparse.Namespace) -> dict[str, Any]:
     """All that `evaluate` finds. What can be refused is refused before the hours that Inception may take."""
     begun, device, picture = time.perf_counter(), gan.choose_device(options.device), options.neighbours
-    if picture and (picture.suffix.lower() != ".png" or picture.is_dir()):
-        raise UserError("must name a .png file", f"--neighbours {picture}")
     if picture:
-        gan.check_writable("--neighbours", picture.parent)
+        checks.check_file("--neighbours", picture, ".png")
     generator = gan.load_generator(options.model, device)
     size, channels = (generator.architecture[key] for key in ("image_size", "channels"))
     asked = [*generator.classes]

@@ -6,7 +6,6 @@ Each picture has beside it the command that draws it. Nothing leaves the machine
 """
 
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -22,7 +21,6 @@ if "gradio" not in sys.modules:  # which reads these when it is imported
 
 import gradio as gr
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from starlette.middleware import Middleware
@@ -30,16 +28,11 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import rollnumber_04 as gan
-from extras import folders
+from extras import folders, follow
 from extras.paths import Point, directions, image_number
 from rollnumber_04 import UserError
 
 SHEET, SLIDERS, FAR = 64, 6, 4.0  # samples of a sheet; directions that have a slider, and how far these go
-MOST_ROWS = 1000  # of a curve
-LOSSES = {"g_loss": "J(G), the generator's loss", "d_loss": "J(D), the discriminator's"}
-ACCURACIES = ("d_accuracy_seen", "d_accuracy_unseen", "accuracy", "val_accuracy")
-SHOWN = ("samples", "weights", "plots")  # the folders of a run whose files the page may show
-FOLLOW = 5  # seconds between two looks at a run that goes on
 LOCAL = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' data: blob:"
 FONTS = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # Gradio's own are Google's
 CSS = """
@@ -64,12 +57,13 @@ def explore(argv: Sequence[str], program: str) -> None:
     page = build(options.path)
     for name in ("NO_PROXY", "no_proxy"):  # Gradio asks its own page whether it is there
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
+    shown = [str(options.path.resolve() / name) for name in follow.SHOWN] if follow.is_run(options.path) else []
     try:
         _, address, public = page.launch(
             server_name="127.0.0.1", server_port=options.port, share=options.share, quiet=True,
             prevent_thread_lock=True, theme=gr.themes.Base(**FONTS), css=CSS,
             inbrowser=sys.stdin is not None and sys.stdin.isatty(),
-            allowed_paths=[str(options.path.resolve() / name) for name in SHOWN] if is_run(options.path) else [],
+            allowed_paths=shown,
             app_kwargs={} if options.share else {"middleware": MIDDLEWARE},
         )  # fmt: skip
     except OSError as error:
@@ -104,11 +98,6 @@ MIDDLEWARE = [
 ]
 
 
-def is_run(path: Path) -> bool:
-    """Whether a path is a run's folder."""
-    return (path / "epochs.csv").is_file()
-
-
 def build(path: Path) -> gr.Blocks:
     """The page of a model, a run's folder or a folder of models. Raises UserError."""
     if not os.path.isdir(path):
@@ -117,18 +106,18 @@ def build(path: Path) -> gr.Blocks:
     else:
         found = sorted(path.glob("*.safetensors"), key=lambda file: (file.stem != "generator", file.name))
         models = {model.name: model for model in found}
-    if not models and not is_run(path):
+    if not models and not follow.is_run(path):
         raise UserError("holds no run, and no models (.safetensors)", path)
     with gr.Blocks(title=f"{path.name or path} · GAN", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"# {path.name or path}")
-        if is_run(path):
+        if follow.is_run(path):
             with gr.Tab("The run"):
-                series = gr.State(series_of(path))
-                gr.Timer(FOLLOW).tick(lambda: series_of(path), None, series, show_progress="hidden")
+                series = gr.State(follow.series_of(path))
+                gr.Timer(follow.FOLLOW).tick(lambda: follow.series_of(path), None, series, show_progress="hidden")
 
                 @gr.render(inputs=series)  # when the page is loaded, and when pictures of another kind have come
                 def panel_of_run(series: dict[str, str]) -> None:
-                    run_panel(path, series)
+                    follow.run_panel(path, series)
 
         if models:
             with gr.Tab("The model" if len(models) == 1 else "Models"):
@@ -199,13 +188,14 @@ def said(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def line(*words: object, program: str = "python rollnumber_04.py") -> str:
-    """A command line of these words; a picture's name may look like an option."""
-    safe = (f"./{word}" if isinstance(word, Dropped) and word.startswith("-") else word for word in words)
-    return f"{program} {gan.command_line(*safe)}"
+    """A command line of these words."""
+    return f"{program} {gan.command_line(*words)}"
 
 
-class Dropped(str):
-    """The name of a picture that was dropped on the page."""
+def own_name(file: str) -> str:
+    """What a picture that was dropped on the page is called on a command line, where it is no option."""
+    name = Path(file).name
+    return f"./{name}" if name.startswith("-") else name
 
 
 def uploaded(file: str, read: Callable[[Path], Image.Image]) -> Image.Image:
@@ -330,7 +320,7 @@ def classifier_panel(path: Path) -> None:
         images = gan.with_channels(images, channels).pixels
         shares = gan.class_logits(network, images).softmax(1)[0].tolist()
         seen = Image.fromarray(images[0, ..., 0].numpy() if channels == 1 else images[0].numpy())
-        return seen, dict(zip(classes, shares, strict=True)), line("classify", path, Dropped(Path(file).name))
+        return seen, dict(zip(classes, shares, strict=True)), line("classify", path, own_name(file))
 
     gr.Markdown("## What is it?\nDrop a picture, and the discriminator says which class it is of.")
     file = gr.File(label="A picture", file_types=["image"], elem_id="to-classify", height=120)
@@ -354,7 +344,7 @@ def translator_panel(path: Path) -> None:
         image = uploaded(file, lambda path: pairs.opened(path, size))
         there = both[way].translate(np.array(image)[None])
         back = both[way[::-1]].translate(there)
-        words = [path, "--direction", way, Dropped(Path(file).name), "--image-size", size, "--out", "translated"]
+        words = [path, "--direction", way, own_name(file), "--image-size", size, "--out", "translated"]
         command = line("translate", *words, program="python -m labs.cyclegan")
         return image, Image.fromarray(there[0]), Image.fromarray(back[0]), command
 
@@ -366,126 +356,3 @@ def translator_panel(path: Path) -> None:
         shown = [picture(None, label, element) for element, label in named.items()]
     words = command_box("", "translate-command")
     gr.on([file.change, way.change], translate, [file, way], [*shown, words], show_progress="hidden")
-
-
-def table(path: Path) -> pd.DataFrame:
-    """A table of a run, of which the last line may be half written."""
-    try:
-        rows = pd.read_csv(path, on_bad_lines="skip")
-    except (OSError, ValueError):
-        return pd.DataFrame()
-    for name in rows.columns.drop("warning", errors="ignore"):
-        rows[name] = pd.to_numeric(rows[name], errors="coerce")
-    return rows.dropna(subset="step") if "step" in rows else pd.DataFrame()
-
-
-def thinned(rows: pd.DataFrame) -> pd.DataFrame:
-    """At most MOST_ROWS rows, evenly over all."""
-    return rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).astype(int))]
-
-
-def series_of(folder: Path) -> dict[str, str]:
-    """The pictures of a run that come again and again: a heading, and where they lie."""
-    of_weights = {re.sub(r"_(epoch|iteration)_\d+$", "", path.stem) for path in folder.glob("weights/*.png")}
-    found = {"Samples of the same noise": "samples/*.png"}
-    found |= {f"Samples, {each.name}": f"samples/{each.name}/*.png" for each in folder.glob("samples/*/")}
-    names = sorted(of_weights, key=lambda name: (name != "generator", name))
-    return found | {f"Weights of {name}": f"weights/{name}_*.png" for name in names}
-
-
-def run_panel(folder: Path, series: dict[str, str]) -> None:
-    """What a run's folder holds; it follows a run that goes on."""
-
-    def pictures(of: str) -> list[Path]:
-        return sorted(folder.glob(of), key=lambda path: int(re.search(r"\d*$", path.stem)[0] or 0))
-
-    def curve(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-        return thinned(rows)[["step", name]] if name in rows else pd.DataFrame({"step": [], name: []})
-
-    def accuracies(rows: pd.DataFrame) -> pd.DataFrame:
-        names = [name for name in ACCURACIES if name in rows and rows[name].notna().any()]
-        none = pd.DataFrame({"step": [], "of": [], "share": []})
-        return thinned(rows).melt("step", names, "of", "share").dropna() if names else none
-
-    def state(rows: pd.DataFrame) -> str:
-        if not folder.is_dir():
-            return "The folder is gone."
-        if not {"epoch", "images_per_s"} <= {*rows}:
-            return "There is no row in epochs.csv that can be read: the run has only begun, or the file is damaged."
-        last, fids = rows.iloc[-1], rows["fid"].dropna() if "fid" in rows else ()
-        facts = [f"epoch {last['epoch']:.0f}, step {last['step']:,.0f}", f"{last['images_per_s']:,.0f} images/s"]
-        facts += [f"FID {fids.iloc[-1]:.2f}"] if len(fids) else []
-        warned = rows[rows["warning"].notna()] if "warning" in rows else ()
-        warnings = [f"- epoch {epoch}: {what}" for epoch, what in zip(warned["epoch"], warned["warning"], strict=True)]
-        return "\n".join([", ".join(facts), *(["", "Warnings:", *warnings] if warnings else [])])
-
-    def matrix() -> dict[str, Any]:
-        path = folder / "plots" / "confusion_matrix.png"
-        return {"value": str(path) if path.exists() else None, "visible": path.exists()}
-
-    def stamp() -> list[int]:
-        """What tells whether anything is new."""
-        tables = (folder / name for name in ("log.csv", "epochs.csv"))
-        sizes = [path.stat().st_size if path.exists() else 0 for path in tables]
-        return [*(len(pictures(of)) for of in series.values()), *sizes]
-
-    def look(known: list[int], *numbers: float) -> list[Any]:
-        """All of the page anew; a slider that was at its last picture goes on to the newest."""
-        if known == stamp() and folder.is_dir():
-            return [gr.skip()] * len(everything)
-        found, epochs, log = [*map(pictures, series.values())], table(folder / "epochs.csv"), table(folder / "log.csv")
-        shown = [state(epochs), stamp()]
-        for paths, of_slider, number in zip(found, known, numbers, strict=False):
-            number = len(paths) if number >= of_slider else min(int(number), len(paths))
-            shown += [gr.update(maximum=max(2, len(paths)), value=max(1, number), label=title(paths, number))]
-            shown += [picked(paths, number)]
-        return [*shown, *(curve(log, name) for name in LOSSES), accuracies(epochs), gr.update(**matrix())]
-
-    epochs, log = table(folder / "epochs.csv"), table(folder / "log.csv")
-    told, known = gr.Markdown(state(epochs), elem_id="state"), gr.State(stamp())
-    sliders, images = [], []
-    for i, (heading, of) in enumerate(series.items()):
-        gr.Markdown(f"## {heading}")
-        paths = pictures(of)
-        last, name = len(paths), f"pictures-{i}"
-        sliders += [
-            gr.Slider(
-                1,
-                max(2, last),
-                max(1, last),
-                step=1,
-                label=title(paths, last),
-                interactive=True,
-                elem_id=f"{name}-number",
-            )
-        ]
-        images += [gr.Image(picked(paths, last), format="png", interactive=False, show_label=False, elem_id=name)]
-    gr.Markdown("## Losses")
-    plots = [
-        gr.LinePlot(curve(log, name), x="step", y=name, title=heading, tooltip="all", height=240, elem_id=name)
-        for name, heading in LOSSES.items()
-    ]
-    gr.Markdown("## Accuracy")
-    heading = "D on real images that it has seen and on others; a head on training and test images"
-    of_epochs = dict(x="step", y="share", color="of", tooltip="all", height=240, elem_id="accuracy")
-    plots += [gr.LinePlot(accuracies(epochs), title=heading, **of_epochs)]
-    plots += [gr.Image(**matrix(), label="Confusion", format="png", interactive=False, elem_id="confusion")]
-    everything = [told, known, *(part for pair in zip(sliders, images, strict=True) for part in pair), *plots]
-    gr.Timer(FOLLOW).tick(look, [known, *sliders], everything, show_progress="hidden")
-    for slider, image, of in zip(sliders, images, series.values(), strict=True):
-
-        def pick(number: float, of: str = of) -> tuple[str | None, dict[str, Any]]:
-            paths = pictures(of)
-            return picked(paths, number), gr.update(label=title(paths, number))
-
-        slider.input(pick, slider, [image, slider], show_progress="hidden", trigger_mode="always_last")
-
-
-def picked(paths: Sequence[Path], number: float) -> str | None:
-    """The picture of a number, from 1; the last, if there are fewer."""
-    return str(paths[min(int(number), len(paths)) - 1]) if paths else None
-
-
-def title(paths: Sequence[Path], number: float) -> str:
-    """What a slider over pictures is called: "epoch_0010"."""
-    return Path(picked(paths, number) or "none yet").stem

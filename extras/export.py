@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import rollnumber_04 as gan
+from extras.checks import check_file
 from rollnumber_04 import UserError
 
 NEAR = 1e-4  # by which numbers may differ from torch's; of 256 values one
@@ -68,9 +69,7 @@ def export(argv: Sequence[str], program: str) -> Path:
     add("--out", type=gan.some_path, required=True, metavar="PATH", help="x.onnx")
     options = parser.parse_args(argv)
     out = options.out
-    if out.suffix.lower() != ".onnx" or out.is_dir():
-        raise UserError("is a folder" if out.is_dir() else "must name a .onnx file", f"--out {out}")
-    gan.check_writable("--out", out.parent)
+    check_file("--out", out, ".onnx")
     name, network = find_network(options.model, options.network)
     if options.image_size and name not in TRANSLATORS:
         raise UserError(f"is a translator's; this {name} has its own size", f"--image-size {options.image_size}")

@@ -235,10 +235,9 @@ def renumbered_source(source: Source, known: Sequence[str]) -> Source:
 def image_files(folder: str | Path, left_out: Counter[str] | None = None, below: bool = False) -> list[str]:
     """The image files of a folder, and of the folders `below` it, in a fixed order. Raises OSError.
 
-    They are texts, for 60,000 Paths take a second to make.
-
-    Links to files are followed, one that leads nowhere is a damaged image; links to folders are not, for they may loop.
-    What is meant for people and not taken is counted in `left_out`, by its ending.
+    They are texts, for 60,000 Paths take a second to make. Links to files are followed, one that leads nowhere is a
+    damaged image; links to folders are not, for they may loop. What is meant for people and not taken is counted in
+    `left_out`, by its ending.
     """
     found, others = [], Counter() if left_out is None else left_out
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import rollnumber_04 as gan
+from extras.checks import check_file
 from rollnumber_04 import UserError
 
 
@@ -39,11 +40,7 @@ def interpolate(argv: Sequence[str], program: str) -> Path:
     add("--out", type=gan.some_path, required=True, metavar="PATH", help="x.png (a sheet) or x.gif")
     options = parser.parse_args(argv)
     out, kind, rows, seed = options.out, options.out.suffix.lower(), options.rows, options.seed
-    if kind not in (".png", ".gif"):
-        raise UserError("must end in .png or .gif", f"--out {out}")
-    if out.is_dir():
-        raise UserError("is a folder", f"--out {out}")
-    gan.check_writable("--out", out.parent)
+    check_file("--out", out, ".png", ".gif")
     if rows * options.steps > 10_000:
         raise UserError(f"{rows} rows of them are more than 10,000 images", f"--steps {options.steps}")
     ends = [name.strip() for name in options.labels.split(",")] if options.labels is not None else []
@@ -210,9 +207,7 @@ def draw(argv: Sequence[str], program: str) -> Path:
     add("--out", type=gan.some_path, required=True, metavar="PATH", help="x.png")
     options = parser.parse_args(argv)
     out = options.out
-    if out.suffix.lower() != ".png" or out.is_dir():
-        raise UserError("is a folder" if out.is_dir() else "must name a .png file", f"--out {out}")
-    gan.check_writable("--out", out.parent)
+    check_file("--out", out, ".png")
     labels = tuple(name.strip() for name in options.label.split(",")) if options.label is not None else ()
     if len(labels) > 2 or "" in labels:
         raise UserError("takes one class, or two with a comma between", f"--label {options.label}")

@@ -227,6 +227,10 @@ def test_a_picture_is_translated_and_back(browser, tmp_path):
 def test_a_run_whose_files_are_damaged_or_gone(browser, tmp_path):
     out = tmp_path / "a run"
     assert gan.main([*TOY, "--iterations", "2", "--out", str(out)]) == 0
+    header = (out / "epochs.csv").read_text(encoding="utf-8").splitlines()[0]
+    (out / "epochs.csv").write_text(f"{header}\n", encoding="utf-8")  # of a run that has only begun
+    with served(out) as address, opened(browser, address) as page:
+        page.get_by_text("the run has only begun").wait_for()
     (out / "epochs.csv").write_text("epoch,step\n1,x\n", encoding="utf-8")
     shutil.rmtree(out / "weights")
     with served(out) as address, opened(browser, address) as page:
