@@ -79,7 +79,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from tqdm import tqdm
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 
 ########################################################################################################################
@@ -278,7 +278,7 @@ class Discriminator(nn.Module):
             self.base, inputs, outputs = self.base // 2, outputs, 2 * outputs
         self.features = nn.Sequential(*layers)
         self.score = nn.Conv2d(inputs, 1, self.base, stride=2, bias=False)  # B×1×1×1
-        initialise(self)
+        initialise(self, smooth=(nn.Conv2d,))
         self.head = None
         if classes:  # made last, so that a seed gives the other layers the same weights with and without it
             self.head = nn.Sequential(
@@ -302,17 +302,18 @@ def halvings(image_size: int) -> int:
     return max(1, (checked_size(image_size) // 4).bit_length() - 1)
 
 
-def initialise(network: nn.Module) -> None:
+def initialise(network: nn.Module, smooth: tuple[type[nn.Module], ...] = (nn.ConvTranspose2d,)) -> None:
     """Draw the weights of convolutions and linear layers from N(0, 0.02²) (Radford et al. 2016, section 3).
 
-    A transposed convolution of 4×4 and stride 2 begins smooth: as an enlargement by the nearest pixel and a convolution
-    of 3×3, which together are such a layer (compare Aitken et al. 2017). Drawn freely, it gives each pixel of a 2×2
-    square weights of its own, and G begins with a chequerboard that it must unlearn.
+    A layer of a kind in `smooth`, of 4×4, stride 2 and padding 1, begins smooth. A transposed one begins as an
+    enlargement by the nearest pixel and a convolution of 3×3, which together are such a layer (compare Aitken et al.
+    2017): drawn freely, it gives each pixel of a 2×2 square weights of its own, a chequerboard that G must unlearn. One
+    that halves begins as a convolution of 3×3 and the sum of each 2×2: drawn freely, D has won early with some seeds.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(module.weight, 0.0, 0.02)
-        if isinstance(module, nn.ConvTranspose2d) and (module.kernel_size, module.stride) == ((4, 4), (2, 2)):
+        if isinstance(module, smooth) and (module.kernel_size[0], module.stride[0], module.padding[0]) == (4, 2, 1):
             kernels = 0.02 * torch.randn(*module.weight.shape[:2], 3, 3)
             # The sum of each over its four shifts has 2.25 times its mean square: / 1.5 leaves 0.02².
             module.weight.data.copy_(F.avg_pool2d(kernels, 2, stride=1, padding=1, divisor_override=1) / 1.5)
@@ -1049,18 +1050,18 @@ def read_image(path: Path, size: int) -> Image.Image:
     """An image file as 8-bit RGB: upright, transparency on white, size×size. Raises what Pillow raises."""
     image = Image.open(io.BytesIO(path.read_bytes()), formats=IMAGE_FORMATS)
     image.draft(None, (2 * size, 2 * size))  # of a large JPEG fewer pixels are decoded
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode[0] in "IF":
         raise ValueError("its pixels are not of 8 bits, which takes extras/, beside the script")
     return fitted(on_white(image), size)
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """An image as 8-bit RGB, transparency on white."""
+    """An image as 8-bit RGB, transparency on white; itself if it is that already."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def fitted(image: Image.Image, size: int) -> Image.Image:

@@ -185,7 +185,7 @@ def write_cifar(folder: Path, images: np.ndarray, labels, python2: bool = True, 
 
 
 LABS = [  # and options by which their steps have all that a script's step has not
-    ("labs.mnist", "--translation"),
+    ("labs.mnist", ""),
     ("labs.fashion", "--n-critic 2"),
     ("labs.blocks", ""),
     ("labs.conv", "--r1 1 --replay 16 --instance-noise 0.2 --label-smoothing 0.1"),

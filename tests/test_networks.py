@@ -101,20 +101,38 @@ def test_weights_are_drawn_with_the_papers_deviation():
                 assert abs(parameter.mean()) < 0.002, name
 
 
-def test_transposed_convolutions_begin_as_nearest_enlargement_and_a_convolution_of_3x3():
-    torch.manual_seed(0)
-    layer = next(m for m in gan.Generator().double().modules() if isinstance(m, torch.nn.ConvTranspose2d))
-    # The 3×3 kernels, of which those of 4×4 are the sums over four shifts, found one element after the other.
+def kernels_of_3x3(layer):
+    """The 3×3 kernels whose sums over four shifts are a layer's of 4×4, found one element after the other."""
     drawn = torch.nn.functional.pad(layer.weight.detach(), (1, 0, 1, 0))
     for i in range(1, 5):
         for j in range(1, 5):
             drawn[..., i, j] -= drawn[..., i - 1, j] + drawn[..., i, j - 1] + drawn[..., i - 1, j - 1]
     assert drawn[..., 4, :].abs().max() < 1e-6 and drawn[..., 4].abs().max() < 1e-6  # nothing is left over
-    maps = torch.randn(2, layer.in_channels, 5, 5, dtype=torch.float64)
+    return drawn[..., 1:4, 1:4]
+
+
+def test_transposed_convolutions_begin_as_nearest_enlargement_and_a_convolution_of_3x3():
+    torch.manual_seed(0)
+    layer = next(m for m in gan.Generator().double().modules() if isinstance(m, torch.nn.ConvTranspose2d))
+    drawn, maps = kernels_of_3x3(layer), torch.randn(2, layer.in_channels, 5, 5, dtype=torch.float64)
     enlarged = torch.nn.functional.interpolate(maps, scale_factor=2, mode="nearest")
-    expected = torch.nn.functional.conv2d(enlarged, drawn[..., 1:4, 1:4].flip(2, 3).transpose(0, 1), padding=1)
+    expected = torch.nn.functional.conv2d(enlarged, drawn.flip(2, 3).transpose(0, 1), padding=1)
     torch.testing.assert_close(layer(maps), expected, rtol=0, atol=1e-5)
-    assert drawn[..., 1:4, 1:4].std().item() == pytest.approx(0.02 / 1.5, rel=0.02)
+    assert drawn.std().item() == pytest.approx(0.02 / 1.5, rel=0.02)
+
+
+def test_ds_convolutions_begin_as_convolutions_of_3x3_and_the_mean_of_each_2x2():
+    torch.manual_seed(0)
+    discriminator = gan.Discriminator().double()
+    layers = [layer for layer in discriminator.features if isinstance(layer, torch.nn.Conv2d)]
+    assert len(layers) == 3
+    for layer in layers:
+        drawn, maps = kernels_of_3x3(layer), torch.randn(2, layer.in_channels, 8, 8, dtype=torch.float64)
+        expected = 4 * torch.nn.functional.avg_pool2d(torch.nn.functional.conv2d(maps, drawn, padding=1), 2)
+        torch.testing.assert_close(layer(maps), expected, rtol=0, atol=1e-5)
+    assert drawn.std().item() == pytest.approx(0.02 / 1.5, rel=0.02)
+    with pytest.raises(AssertionError):
+        kernels_of_3x3(discriminator.score)  # whose kernels are drawn freely
 
 
 @pytest.mark.parametrize("name", ["cifar10-ls", "cifar10-multitask"])
