@@ -58,11 +58,13 @@ class Generator(gan.BaseGenerator):
         super().__init__()
         self.architecture = gan.arguments(self, locals())
         self.base = image_size // 4
-        first = [nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU()]
+        first = []
+        if convolutions == 3:
+            first = [nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU()]
         self.project = nn.Linear(latent_dim, 2 * width * self.base**2, bias=False)  # B×6272
         self.layers = nn.Sequential(
             nn.Unflatten(1, (2 * width, self.base, self.base)), nn.BatchNorm2d(2 * width), nn.ReLU(),  # B×128×7×7
-            *(first if convolutions == 3 else []),  # B×128×7×7
+            *first,  # B×128×7×7
             nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1, bias=False),  # B×64×14×14
             nn.BatchNorm2d(width), nn.ReLU(),
             nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1, bias=False), nn.Tanh(),  # B×1×28×28

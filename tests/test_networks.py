@@ -121,14 +121,15 @@ def test_transposed_convolutions_begin_as_nearest_enlargement_and_a_convolution_
     assert drawn.std().item() == pytest.approx(0.02 / 1.5, rel=0.02)
 
 
-def test_ds_convolutions_begin_as_convolutions_of_3x3_and_the_mean_of_each_2x2():
+def test_ds_convolutions_begin_as_convolutions_of_3x3_and_the_sum_of_each_2x2():
     torch.manual_seed(0)
     discriminator = gan.Discriminator().double()
     layers = [layer for layer in discriminator.features if isinstance(layer, torch.nn.Conv2d)]
     assert len(layers) == 3
     for layer in layers:
         drawn, maps = kernels_of_3x3(layer), torch.randn(2, layer.in_channels, 8, 8, dtype=torch.float64)
-        expected = 4 * torch.nn.functional.avg_pool2d(torch.nn.functional.conv2d(maps, drawn, padding=1), 2)
+        convolved = torch.nn.functional.conv2d(maps, drawn, padding=1)
+        expected = torch.nn.functional.avg_pool2d(convolved, 2, divisor_override=1)
         torch.testing.assert_close(layer(maps), expected, rtol=0, atol=1e-5)
     assert drawn.std().item() == pytest.approx(0.02 / 1.5, rel=0.02)
     with pytest.raises(AssertionError):
