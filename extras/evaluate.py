@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import rollnumber_04 as gan
 from extras import cache, checks
-from extras.judge import judge_of
+from extras.judge import judge_of, judged, labelled_samples
 from rollnumber_04 import BaseGenerator, Config, Images, UserError
 
 FEATURES, LOGITS = "2048", "logits_unbiased"  # torch-fidelity's names of Inception's layers
@@ -39,18 +40,19 @@ BIASED = 10_000  # fewer samples than this make an FID that says little next to 
 class Inception:
     """Features of images, by torch-fidelity's Inception v3.
 
-    `name` says how it computes, `digest` is that of its weights, `has_logits` says whether they can give an inception
-    score. Raises UserError if the library is missing, or its weights cannot be read or fetched.
+    `precision` "bf16" takes half the time on a CPU made for it, and moved an FID by up to 0.25. `name` says how it
+    computes, `digest` is that of its weights, `has_logits` says whether they can give an inception score. Raises
+    UserError if the library is missing, or its weights cannot be read or fetched.
     """
 
-    def __init__(self, weights: Path | None, device: torch.device):
+    def __init__(self, weights: Path | None, device: torch.device, precision: str = "fp32"):
         try:  # slow to import, and needed nowhere else; all that will be needed hours later
             from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc, utils  # noqa: F401
+            from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d
         except (ImportError, RuntimeError) as error:
             raise UserError(f"FID needs torch-fidelity 0.4 (pip install torch-fidelity): {error}"[:300]) from None
         self.device = device if device.type == "cuda" else torch.device("cpu")  # all that torch-fidelity knows
-        is_cpu = self.device.type == "cpu"
-        self.is_bf16 = is_cpu and gan.choose_precision("auto", self.device) == "bf16"  # 2.4 times as fast
+        self.is_bf16 = self.device.type == "cpu" and precision == "bf16"
         self.name = NETWORK + " in bfloat16" * self.is_bf16
         self.batch = 32 if self.device.type == "cpu" else gan.GENERATE_BATCH  # 0.2 GB of maps, and a bar that moves
         try:
@@ -79,9 +81,10 @@ class Inception:
             digest.update(tensor.cpu().numpy())
         self.digest = digest.hexdigest()[:16]
         self.has_logits = bool(self.network.fc.weight.any())
-        self.network.to(
-            self.device, memory_format=torch.channels_last
-        )  # 1.5 times as fast on a CPU, features equal to 1e-5
+        for layer in [layer for layer in self.network.modules() if isinstance(layer, BasicConv2d)]:
+            layer.conv, layer.bn = fuse_conv_bn_eval(layer.conv, layer.bn), nn.Identity()
+        # On a CPU 1.5 times as fast, and 1.15 times by norms that are in the convolutions; features equal to 1e-5.
+        self.network.to(self.device, memory_format=torch.channels_last)
 
     @torch.no_grad()
     def features(self, pieces: Iterator[np.ndarray], count: int, what: str) -> dict[str, Tensor]:
@@ -109,7 +112,7 @@ def reference_features(inception: Inception, pixels: Tensor, name: str) -> Tenso
 
     `name` tells data, split, size and number; the weights' digest is added.
     """
-    name = f"{name}-{FEATURES}-{inception.digest}{'-bf16' * inception.is_bf16}"
+    name = f"{name}-{FEATURES}-{inception.digest}{'-bfloat16' * inception.is_bf16}"
     if (found := cache.load(name)) and "features" in found:
         return found["features"]
     pieces = (piece.numpy() for piece in pixels.cpu().split(gan.GENERATE_BATCH))
@@ -212,7 +215,7 @@ def fid_during(
 
     And all that it depends on, for options.json.
     """
-    inception = Inception(config.inception_weights, device)
+    inception = Inception(config.inception_weights, device, config.precision)
     from torch_fidelity import metric_fid  # which there is, then
 
     real = reference_features(inception, *real_sample(images, config.evaluate_samples))
@@ -233,34 +236,6 @@ def fid_during(
     return fid, facts | {"seed": config.seed, "data_images": images.found}
 
 
-def labelled_samples(
-    generator: BaseGenerator, count: int, seed: int = 0, truncation: float | None = None
-) -> tuple[Tensor, np.ndarray | None]:
-    """Samples uint8 n×H×W×C, classes in turn, and their labels; None if the generator is not conditional."""
-    samples = torch.from_numpy(generator.generate(count, seed=seed, truncation=truncation))
-    return samples.reshape(*samples.shape[:3], -1), generator.labels(None, 0, count)
-
-
-def judged(discriminator: gan.Discriminator, pixels: Tensor, asked: np.ndarray | None) -> dict[str, Any]:
-    """What a classifier says of samples uint8 n×H×W×C: the share of each class, how even they are, the asked class.
-
-    `chi2` is that of the classes' counts against equal ones, with classes - 1 degrees of freedom.
-    """
-    classes, channels = (discriminator.architecture[key] for key in ("classes", "channels"))
-    pixels = gan.with_channels(Images(pixels, None, ()), channels).pixels
-    probabilities, found = gan.class_logits(discriminator, pixels).softmax(1).max(1)
-    counts, even = torch.bincount(found.cpu(), minlength=len(classes)), len(pixels) / len(classes)
-    result = {
-        "samples": len(pixels),
-        "mean probability of the class named": float(probabilities.mean()),
-        "share of each class": dict(zip(classes, (counts.double() / len(pixels)).tolist(), strict=True)),
-        "chi2": float(((counts - even) ** 2 / even).sum()),
-    }
-    if asked is not None:
-        result["share in the asked class"] = float((found.cpu().numpy() == asked).mean())
-    return result
-
-
 def evaluate(argv: Sequence[str], program: str) -> dict[str, Any]:
     """The command `evaluate`: prints, and returns, what a generator's samples are worth and how it was measured."""
     description = "Measure a generator against real images: FID, KID, precision and recall, by torch-fidelity."
@@ -279,6 +254,8 @@ def evaluate(argv: Sequence[str], program: str) -> dict[str, Any]:
     add("--reference", type=gan.number_in(int, MIN_IMAGES, 10**7), metavar="N", help="real images; all if omitted")
     weights = "torch-fidelity's Inception weights; it fetches them if omitted"
     add("--inception-weights", type=gan.some_path, metavar="FILE", help=weights)
+    quick = "bf16: Inception in half the time on a CPU made for it, and an FID that is a little off (fp32)"
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help=quick)
     add("--neighbours", type=gan.some_path, metavar="PNG", help="draw 16 samples, each with its 5 nearest real images")
     judge = "train a classifier on the real images and let it name the samples' classes; done for a conditional model"
     add("--judge", action=argparse.BooleanOptionalAction, help=judge)
@@ -306,7 +283,7 @@ def measure_model(options: argparse.Namespace) -> dict[str, Any]:
     if judge and (len(images.classes) < 2 or (asked and [*images.classes] != asked)):
         what = "has no classes to learn" if len(images.classes) < 2 else f"has other classes than {options.model}"
         raise UserError(f"the data {what}; --no-judge leaves them out", "--judge")
-    inception = Inception(options.inception_weights, device)
+    inception = Inception(options.inception_weights, device, options.precision)
     classes = judge_samples(generator, images, device, options) if judge else None
     pixels, name = real_sample(images, options.reference or len(images.pixels))
     real = reference_features(inception, pixels, name)

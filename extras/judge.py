@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rollnumber_04 as gan
 from extras import cache
-from rollnumber_04 import Images
+from rollnumber_04 import BaseGenerator, Images
 
 EPOCHS, LEAST_STEPS, BATCH, RATE, DECAY = 12, 500, 128, 4e-3, 0.02
 VERSION = 1  # of what training gives
@@ -81,3 +83,31 @@ def learn(judge: Judge, images: Images) -> None:
                 optimizer.step()
                 schedule.step()
                 bar.update()
+
+
+def labelled_samples(
+    generator: BaseGenerator, count: int, seed: int = 0, truncation: float | None = None
+) -> tuple[Tensor, np.ndarray | None]:
+    """Samples uint8 n×H×W×C, classes in turn, and their labels; None if the generator is not conditional."""
+    samples = torch.from_numpy(generator.generate(count, seed=seed, truncation=truncation))
+    return samples.reshape(*samples.shape[:3], -1), generator.labels(None, 0, count)
+
+
+def judged(classifier: Judge | gan.Discriminator, pixels: Tensor, asked: np.ndarray | None) -> dict[str, Any]:
+    """What a classifier says of samples uint8 n×H×W×C: the share of each class, how even they are, the asked class.
+
+    `chi2` is that of the classes' counts against equal ones, with classes - 1 degrees of freedom.
+    """
+    classes, channels = (classifier.architecture[key] for key in ("classes", "channels"))
+    pixels = gan.with_channels(Images(pixels, None, ()), channels).pixels
+    probabilities, found = gan.class_logits(classifier, pixels).softmax(1).max(1)
+    counts, even = torch.bincount(found.cpu(), minlength=len(classes)), len(pixels) / len(classes)
+    result = {
+        "samples": len(pixels),
+        "mean probability of the class named": float(probabilities.mean()),
+        "share of each class": dict(zip(classes, (counts.double() / len(pixels)).tolist(), strict=True)),
+        "chi2": float(((counts - even) ** 2 / even).sum()),
+    }
+    if asked is not None:
+        result["share in the asked class"] = float((found.cpu().numpy() == asked).mean())
+    return result

@@ -26,6 +26,7 @@ from extras import folders, formats
 from rollnumber_04 import UserError, say
 
 LEAST = 24  # pixels a side that the discriminators of both styles can score
+LONGEST = 16_384  # pixels a side of an image that is scaled: a line of 20,000×1 would become 640,000×32
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,11 @@ def opened(file: Path, image_size: int | None) -> Image.Image:
     if not image_size:
         return image
     share = image_size / min(image.size)
-    return image.resize([max(1, round(side * share)) for side in image.size], Image.Resampling.LANCZOS)
+    width, height = (max(1, round(side * share)) for side in image.size)
+    if max(width, height) > LONGEST:
+        was = f"{image.width}×{image.height}"
+        raise UserError(f"its {was} would be scaled to {width}×{height}, over {LONGEST:,} a side; crop it first", file)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 OWN, OTHERS = "own counterpart", "another's"  # columns of `measure`

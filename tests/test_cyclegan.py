@@ -378,6 +378,11 @@ def test_sizes_and_pools_that_only_the_lab_has(domains, tmp_path, monkeypatch, c
     assert cyclegan.main([*translate, str(tmp_path / "b"), "--image-size", "36"]) == 0
     assert "note" not in capsys.readouterr().out
     assert Image.open(tmp_path / "b" / "0000.png").size == (36, 36)
+    Image.new("RGB", (20_000, 1)).save(tmp_path / "line.png")
+    line = [*translate[:2], str(tmp_path / "line.png"), "--image-size", "36"]
+    assert cyclegan.main([*line, "--out", str(tmp_path / "c")]) == 2
+    assert "line.png: its 20000×1 would be scaled to 720000×36" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
     monkeypatch.chdir(tmp_path / "red")
     assert cyclegan.main([*TOY, "--x", ".", *domains[2:], "--iterations", "1", "--out", str(tmp_path / "here")]) == 0
 

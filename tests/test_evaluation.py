@@ -15,6 +15,7 @@ from PIL import Image
 
 import rollnumber_04 as gan
 from extras import evaluate as evaluation
+from extras import judge
 from labs import parts
 
 CPU = torch.device("cpu")
@@ -36,19 +37,25 @@ def evaluate(*words, capsys):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_features_in_bfloat16_are_near(precision, weights, early, monkeypatch, tmp_path):
+def test_features_in_bfloat16_are_near(weights, monkeypatch, tmp_path):
+    from torch_fidelity import utils
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    images, found = torch.from_numpy(pictures(8)), {}
-    for of in ("fp32", precision):
-        monkeypatch.setattr(gan, "choose_precision", lambda *_, of=of: of)
-        inception = evaluation.Inception(weights / "random.pth", CPU)
-        found[of] = evaluation.reference_features(inception, images, "data")
-        assert ("bfloat16" in inception.name) == (of == "bf16")
-    assert found[precision].dtype == torch.float32
+    images, found = torch.from_numpy(pictures(4)), {}
+    library = utils.create_feature_extractor(
+        "inception-v3-compat", ["2048"], cuda=False, feature_extractor_weights_path=str(weights / "random.pth")
+    )
+    with torch.no_grad():
+        (expected,) = library(images.permute(0, 3, 1, 2))
+    for precision in ("fp32", "bf16"):
+        inception = evaluation.Inception(weights / "random.pth", CPU, precision)
+        assert ("bfloat16" in inception.name) == (precision == "bf16")
+        found[precision] = evaluation.reference_features(inception, images, "data")
+        assert found[precision].dtype == torch.float32
     assert len(list(tmp_path.rglob("*.safetensors"))) == len(found)  # neither is taken for the other
-    away = (found[precision] - found["fp32"]).abs().mean() / found["fp32"].abs().mean()
-    assert (away == 0) if precision == "fp32" else (0 < away < 0.03)
+    away = {name: (features - expected).abs().mean() / expected.abs().mean() for name, features in found.items()}
+    assert away["fp32"] < 1e-5
+    assert 1e-5 < away["bf16"] < 0.03
 
 
 def train(*words):
@@ -60,7 +67,6 @@ def test_the_values_are_those_of_the_library(weights, early, model, tmp_path, ca
 
     clock = itertools.count(100, 7.26)  # looked at when it begins and when it ends
     monkeypatch.setattr(evaluation, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
-    monkeypatch.setattr(gan, "choose_precision", lambda *_: "fp32")
     images = pictures(60, seed=1)
     data = save_all(images, tmp_path / "data")
     words = [
@@ -114,6 +120,10 @@ def test_the_values_are_those_of_the_library(weights, early, model, tmp_path, ca
     assert found["network"] == evaluation.NETWORK
     assert len(found["weights"]) == 16
     assert found["seconds"] == 7.3
+    rounded = json.loads(evaluate(*words, "--precision", "bf16", capsys=capsys))
+    assert rounded["network"] == evaluation.NETWORK + " in bfloat16"
+    assert rounded["fid"] != found["fid"]
+    assert rounded["fid"] == pytest.approx(found["fid"], rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -265,11 +275,11 @@ def test_what_a_classifier_says_of_samples(monkeypatch):
     answers = torch.tensor([0, 1, 1, 2, 1, 1, 1, 1])
     monkeypatch.setattr(gan, "class_logits", lambda network, pixels: torch.nn.functional.one_hot(answers, 3) * 50.0)
     black, asked = torch.zeros(8, 8, 8, 1, dtype=torch.uint8), np.array([0, 1, 2, 2, 0, 1, 2, 0])
-    said = evaluation.judged(discriminator, black, asked)
+    said = judge.judged(discriminator, black, asked)
     assert said["share of each class"] == {"ant": 1 / 8, "bee": 6 / 8, "cat": 1 / 8}
     assert said["share in the asked class"] == 4 / 8
     assert said["chi2"] == pytest.approx(2 * (1 - 8 / 3) ** 2 / (8 / 3) + (6 - 8 / 3) ** 2 / (8 / 3))
-    assert "share in the asked class" not in evaluation.judged(discriminator, black.expand(-1, -1, -1, 3), None)
+    assert "share in the asked class" not in judge.judged(discriminator, black.expand(-1, -1, -1, 3), None)
 
 
 class Bright(parts.ConditionalGenerator):
