@@ -308,7 +308,7 @@ def initialise(network: nn.Module, smooth: tuple[type[nn.Module], ...] = (nn.Con
     A layer of a kind in `smooth`, of 4×4, stride 2 and padding 1, begins smooth. A transposed one begins as an
     enlargement by the nearest pixel and a convolution of 3×3, which together are such a layer (compare Aitken et al.
     2017): drawn freely, it gives each pixel of a 2×2 square weights of its own, a chequerboard that G must unlearn. One
-    that halves begins as a convolution of 3×3 and the sum of each 2×2: with free ones D won with one seed of three.
+    that halves begins as a convolution of 3×3 and the sum of each 2×2: drawn freely, D won in one run of three.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):

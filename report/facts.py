@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 import rollnumber_04 as gan
 from benchmarks import machine
-from extras import evaluate as evaluation
+from extras import judge
 from report import GAP, SEED
 
 TAIL = 10  # epochs at a run's end whose mean is its result: single epochs swing
@@ -75,8 +75,8 @@ def of_run(out: Path, config: gan.Config, given: Sequence[str]) -> dict[str, Any
 
 def judged(model: Path, classifier: Path, count: int) -> dict[str, Any]:
     """What a classifier says of samples of seed 0 of a run's generator."""
-    samples = evaluation.labelled_samples(gan.load_generator(model), count)
-    return evaluation.judged(gan.load_network(classifier, "discriminator"), *samples)
+    samples = judge.labelled_samples(gan.load_generator(model), count)
+    return judge.judged(gan.load_network(classifier, "discriminator"), *samples)
 
 
 def sheets_below(title: str, folder: Path, numbers: Sequence[int]) -> np.ndarray:
