@@ -10,6 +10,10 @@
     python -m labs.biggan truncation MODEL --data ./cifar10 --out truncation.png
     python -m labs.biggan interpolate --pretrained biggan-deep-256 --classes "golden retriever,tabby" --out path.png
 
+A few thousand images of one's own, without classes; half an hour of one CPU core for 32×32:
+
+    python -m labs.biggan --data ./cars --iterations 12000 --sample-every 1000 --augment translation
+
 A wide one for a GPU, which benchmarks/biggan.py trains and measures:
 
     python -m labs.biggan --data ./cifar10 --width-g 256 --width-d 256 --batch-size 64 --lr-d 2e-4 --d-steps 4 \

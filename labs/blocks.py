@@ -38,9 +38,12 @@ class Config(parts.Config):
     without: ClassVar[tuple[str, ...]] = (
         *parts.Config.without, "flip", "optimizer",
     )  # fmt: skip
-    epochs: int = parts.default("epochs", 3)
+    epochs: int = parts.default("epochs", 6)
+    batch_size: int = parts.default("batch_size", 32)
     image_size: int | None = parts.default("image_size", None, "28 or 32 pixels a side; the images' own if omitted")
+    translation: bool = parts.default("translation", True)
     width_g: int = parts.default("width_g", 64)
+    ema: float = parts.default("ema", 100_000)
     loss: str = parts.default("loss", "bce")
 
     def check(self) -> None:

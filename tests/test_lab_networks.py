@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 NAMES = ("ant", "bee", "cat")
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 PENALISED = [
-    ("labs.conv", "--r1 5"),
+    ("labs.conv", "--r1 5 --no-translation"),
     ("labs.fashion", "--n-critic 1 --lambda-gp 5"),
     ("labs.emoji", "--gradient-penalty"),
 ]
@@ -115,13 +115,15 @@ def test_the_blocks(channels, size, base):
 
 
 def test_the_fully_convolutional_networks():
-    generator, discriminator = conv.Generator(), conv.Discriminator()
-    assert gan.count_parameters(generator) == 350_081
-    assert gan.count_parameters(discriminator) == 36_577
+    model = conv.ConvGAN(gan.config_from(["--seed", "1"], conv.ConvGAN), 1)
+    generator, discriminator = model.generator, model.discriminator
+    assert gan.count_parameters(generator) == 387_073
+    assert gan.count_parameters(discriminator) == 286_401
+    assert gan.count_parameters(conv.Generator()) == 350_081  # a model of an earlier version
     convolution = ["Conv2d", "BatchNorm2d", "LeakyReLU"]
-    assert layers_of(discriminator.features) == ["Conv2d", "LeakyReLU", *convolution]  # no norm in the first layer
+    assert layers_of(discriminator.features) == ["Conv2d", "LeakyReLU", *convolution * 2]  # no norm in the first layer
     up = ["ConvTranspose2d", "BatchNorm2d", "LeakyReLU"]
-    assert layers_of(generator.layers) == ["Unflatten", "LeakyReLU", *up, "ConvTranspose2d", "Tanh"]
+    assert layers_of(generator.layers) == ["Unflatten", "LeakyReLU", *convolution, *up, "ConvTranspose2d", "Tanh"]
     for network in (generator, discriminator):
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -167,7 +169,9 @@ def test_drawing_weights_leaves_spectral_norm_as_it_was(tmp_path):
 # ----------------------------------------------------------------------------------------------------- steps by hand
 
 
-@pytest.mark.parametrize(("name", "words"), [("labs.mnist", "--no-translation"), ("labs.conv", ""), ("labs.emoji", "")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("labs.mnist", "--no-translation"), ("labs.conv", "--no-translation"), ("labs.emoji", "")]
+)
 def test_ds_accuracy_on_real_and_fake(name, words):
     model, images = toy_lab(name, words, CPU)
     real, *_ = batch_of(model, images)
@@ -306,7 +310,7 @@ def test_smoothing_is_one_sided():
 def test_the_option_smooths_the_step():
     losses = []
     for words in ("", "--label-smoothing 0.2"):
-        model, images = toy_lab("labs.conv", words, CPU)
+        model, images = toy_lab("labs.conv", f"{words} --no-translation", CPU)
         batch = batch_of(model, images)
         with torch.no_grad():
             score = model.discriminator(batch[0])
@@ -317,7 +321,7 @@ def test_the_option_smooths_the_step():
 
 
 def test_replay_shows_d_earlier_fakes():
-    model, images = toy_lab("labs.conv", "--replay 8", CPU)
+    model, images = toy_lab("labs.conv", "--replay 8 --no-translation", CPU)
     seen, made = [], []
     spy(model.discriminator, seen)
     model.generator.register_forward_hook(lambda layer, inputs, output: made.append(output.detach()))
@@ -334,7 +338,7 @@ def test_replay_shows_d_earlier_fakes():
 
 
 def test_instance_noise_falls_to_nothing():
-    model, images = toy_lab("labs.conv", "--instance-noise 0.4", CPU)
+    model, images = toy_lab("labs.conv", "--instance-noise 0.4 --no-translation", CPU)
     model.planned = 100
     empty = torch.zeros(50, 3, 8, 8)
     for step, deviation in ((0, 0.4), (25, 0.3), (75, 0.1)):

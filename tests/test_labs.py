@@ -199,7 +199,7 @@ def test_the_handouts_settings():
     config = fashion.Config()
     assert (config.lambda_gp, config.n_critic, config.d_steps, config.image_size) == (10, 5, 5, 28)
     config = conv.Config()
-    assert (config.iterations, config.beta1, config.loss, config.image_size) == (10_000, 0.5, "bce", 28)
+    assert (config.epochs, config.beta1, config.loss, config.image_size) == (None, 0.5, "bce", 28)
     assert (config.r1, config.label_smoothing, config.replay, config.instance_noise) == (0, 0, 0, 0)
     for lab in (mnist, blocks):
         assert (lab.Config().loss, lab.Config().iterations) == ("bce", None)
@@ -242,7 +242,7 @@ def test_help_lists_the_options_that_the_lab_has(name, capsys):
         ("labs.blocks", "--image-size 64", "--image-size 64: the networks are for images of 28 or 32"),
         ("labs.blocks", "--optimizer sgd", "unrecognized arguments: --optimizer sgd"),
         ("labs.conv", "--label-smoothing 0.6", "--label-smoothing: 0.6 is not a number from 0 to 0.5"),
-        ("labs.conv", "--replay 10", "--replay 10: must hold at least a batch, --batch-size 64"),
+        ("labs.conv", "--replay 10", "--replay 10: must hold at least a batch, --batch-size 32"),
         ("labs.conv", "--instance-noise 11", "--instance-noise: 11.0 is not a number from 0 to 10"),
         ("labs.conv", "--r1 1 --launch compiled", "--launch compiled: not with --r1: torch.compile does not"),
         ("labs.conv", "--iterations 10 --epochs 3", "--iterations: does not go with --epochs"),
