@@ -49,7 +49,7 @@ Lines = dict[str, tuple[np.ndarray, np.ndarray]]  # label: x, y
 
 
 def curves(panels: Sequence[tuple[str, Lines]], xlabel: str) -> Figure:
-    """Panels side by side, each a title and its lines; the legend, if there is more than one line, is common."""
+    """Panels side by side, each a title and its lines; one legend, or one for each panel if their lines differ."""
     figure = Figure(figsize=(WIDTH, 2.1), layout="constrained")
     for axes, (title, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         for (label, (x, y)), colour in zip(lines.items(), COLOURS, strict=False):
@@ -58,8 +58,12 @@ def curves(panels: Sequence[tuple[str, Lines]], xlabel: str) -> Figure:
             axes.plot(x[known], y[known], color=colour, linewidth=1.1, label=label, marker=few)
         axes.set(title=title, xlabel=xlabel)
         axes.grid(alpha=0.25)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    if len(labels) > 1:
+    several = [axes for axes in figure.axes if len(axes.lines) > 1]
+    if len({tuple(axes.get_legend_handles_labels()[1]) for axes in several}) > 1:
+        for axes in several:
+            axes.legend(frameon=False, fontsize=7)
+    elif several:
+        handles, labels = several[0].get_legend_handles_labels()
         figure.legend(handles, labels, frameon=False, fontsize=7, loc="outside lower center", ncols=min(len(labels), 5))
     return figure
 
@@ -127,6 +131,15 @@ def confusion(experiment: str, run: str) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="true, per cent of each")
     return figure
+
+
+def saturation() -> Figure:
+    """The minimax and the non-saturating loss of G for one sample, and their slopes, over D's logit for it."""
+    logit = np.linspace(-6, 6, 121)
+    sigma = 1 / (1 + np.exp(-logit))
+    losses = {"minimax, ln(1 - σ)": (logit, np.log(1 - sigma)), "non-saturating, -ln σ": (logit, -np.log(sigma))}
+    slopes = {name: (logit, slope) for name, slope in zip(losses, (-sigma, sigma - 1), strict=True)}
+    return curves([("loss of G", losses), ("its slope", slopes)], "D's logit for a sample")
 
 
 def networks() -> dict[str, Any]:
@@ -234,9 +247,7 @@ STRIPS = {  # rows and columns of tiles; CycleGAN's are three threes and the gap
     "mnist-bce": (2, 8),
     "mnist-blocks": (2, 8),
     "mnist-conv": (1, 8),
-    **dict.fromkeys(("collapse", "collapse-before", "emoji", "emoji-before", "recipe-before"), (2, 8)),
-    "emoji-ls": (8, 8),
-    "emoji-ls-gp": (8, 8),
+    **dict.fromkeys(("collapse", "collapse-before", "emoji", "emoji-before"), (2, 8)),
     "cyclegan": (3, 12),
 }
 SWEEPS = ("recipe", "loss", "batch-size", "optimizers", "rates", "upsampling")
@@ -246,20 +257,23 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "task1-scores": lambda: of_one(
         "task1",
         "default",
-        {"D's mean scores": {"on real images": "d_real", "on generated images": "d_fake"}},
+        {
+            "D's mean scores": {"on real images": "d_real", "on generated images": "d_fake"},
+            "taken for real": {"training images": "d_accuracy_seen", "test images": "d_accuracy_unseen"},
+        },
         more=[fid_panel("task1", "default")],
     ),
     "multitask-losses": lambda: of_runs("multitask", columns=ADVERSARIAL, x="epoch"),
     "multitask-scores": lambda: of_runs("multitask", columns=SCORES, x="epoch"),
     "multitask-head": lambda: of_one(
         "multitask",
-        "with",
+        "task2",
         {
             "cross-entropy J(C)": {"training": "class_loss", "test": "val_class_loss"},
             "accuracy": {"training": "accuracy", "test": "val_accuracy"},
         },
     ),
-    "multitask-confusion": lambda: confusion("multitask", "with"),
+    "multitask-confusion": lambda: confusion("multitask", "task2"),
     "digits": lambda: shares(
         [("mnist-bce", "mnist-bce"), ("mnist-blocks", "mnist-blocks"), ("mnist-conv", "plain"), ("mnist-conv", "r1")],
         "judges/mnist",
@@ -270,6 +284,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "cyclegan-losses": lambda: of_runs(
         "cyclegan", columns={"cycle_loss": "cycle loss, training images", "test_cycle": "on test images"}
     ),
+    "saturation": saturation,
     "upsampling-spectra": lambda: spectra("upsampling"),
     "biggan-embeddings": lambda: embeddings("biggan", "small"),
     "biggan-between": lambda: classes_between("biggan", "small"),

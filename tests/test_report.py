@@ -187,6 +187,29 @@ def test_figures_show_what_the_results_say(tmp_path, monkeypatch):
     assert (left + 0.5 / 8, right - 0.5 / 8) == pytest.approx((-0.5, 0.375))  # the first and the last frequency
 
 
+def test_the_drawn_slopes_are_those_of_the_losses():
+    losses, slopes = figures.saturation().axes
+    for loss, slope in zip(losses.lines, slopes.lines, strict=True):
+        assert loss.get_label() == slope.get_label()
+        logit, value = loss.get_xydata().T
+        inner = slice(1, -1)  # where differences are taken from both sides
+        assert np.gradient(value, logit)[inner] == pytest.approx(slope.get_ydata()[inner], abs=1e-3)
+
+
+def test_a_legend_is_common_to_panels_of_the_same_lines():
+    x = np.arange(3)
+    first, second = {"real": (x, x), "generated": (x, -x)}, {"training": (x, x), "test": (x, -x)}
+    same = figures.curves([("a", first), ("b", first)], "epoch")
+    assert [text.get_text() for text in same.legends[0].get_texts()] == ["real", "generated"]
+    assert not any(axes.get_legend() for axes in same.axes)
+    differing = figures.curves([("a", first), ("b", second), ("c", {"FID": (x, x)})], "epoch")
+    assert not differing.legends
+    found = [
+        axes.get_legend() and [text.get_text() for text in axes.get_legend().get_texts()] for axes in differing.axes
+    ]
+    assert found == [["real", "generated"], ["training", "test"], None]
+
+
 def test_a_scale_fills_the_places_of_its_numbers(tmp_path, monkeypatch):
     (tmp_path / "experiments.toml").write_text(
         "[scales]\ncpu = { epochs = 2, samples = 20, seed = [5] }\n"
