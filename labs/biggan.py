@@ -10,7 +10,7 @@
     python -m labs.biggan truncation MODEL --data ./cifar10 --out truncation.png
     python -m labs.biggan interpolate --pretrained biggan-deep-256 --classes "golden retriever,tabby" --out path.png
 
-A few thousand images of one's own, without classes; half an hour of one CPU core for 32×32:
+A few thousand images of one's own, without classes; 20 minutes of one CPU core for 32×32:
 
     python -m labs.biggan --data ./cars --iterations 12000 --sample-every 1000 --augment translation
 

@@ -14,7 +14,7 @@ The step is Algorithm 1 in rollnumber_04.py, with the losses `bce_d_loss` and `b
 
     J(D) = -1/2m Σ ln σ(D(x)) - 1/2m Σ ln(1 - σ(D(G(z))))        J(G) = -1/m Σ ln σ(D(G(z)))
 
-What it draws, and how often each digit, is in Report.pdf, "The other labs: Digits".
+What it draws, and how often each digit, is in saved_models/MODELS.txt.
 """
 
 from __future__ import annotations

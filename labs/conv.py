@@ -7,14 +7,14 @@
 
 The task: no pooling, linear layers only at the ends, leaky ReLU in both networks, batch norm in neither first nor last
 layers; weights of convolutions from N(0, 0.02²), of norms from N(1, 0.02²), biases 0. Training counts iterations, not
-epochs (the handout's `num_iter` is --iterations, with 10,000 there, its `show_every` is --sample-every), and uses the
+epochs (the handout's `num_iter`, 10,000 there, is --iterations, its `show_every` is --sample-every), and uses the
 training and the test images together. The network whose turn it is not has its gradients turned off:
 
     J(D) = -1/2m Σ ln D(x) - 1/2m Σ ln(1 - D(G(z)))        J(G) = -1/m Σ ln D(G(z)), here without the handout's ½
 
 The four improvements: a penalty on D's gradient at real images (R1), one-sided label smoothing, a buffer of generated
-images of earlier steps, and noise on all that D sees. What each of them changes is in Report.pdf, "The other labs:
-Digits".
+images of earlier steps, and noise on all that D sees. What each of them changed in version 0.1.0's smaller networks is
+in Report.pdf, "The other labs: Digits".
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Config(parts.Config):
 class Generator(gan.BaseGenerator):
     """Noise z (B×latent_dim) to images (B×channels×28×28) in (-1, 1): 387,073 parameters with 3 `convolutions`.
 
-    Training takes 3. 2 are for models of before version 0.5, whose files name no number: that at 7×7 is left out.
+    Training takes 3. 2 are for earlier models, whose files name no number: that at 7×7 is left out.
     """
 
     def __init__(

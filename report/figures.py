@@ -250,7 +250,7 @@ STRIPS = {  # rows and columns of tiles; CycleGAN's are three threes and the gap
     **dict.fromkeys(("collapse", "collapse-before", "emoji", "emoji-before"), (2, 8)),
     "cyclegan": (3, 12),
 }
-SWEEPS = ("recipe", "loss", "batch-size", "optimizers", "rates", "upsampling")
+SWEEPS = ("recipe", "loss", "batch-size", "optimizers", "rates")
 STRIPS |= dict.fromkeys(SWEEPS, (2, 8))
 FIGURES: dict[str, Callable[[], Figure]] = {
     "task1-losses": lambda: of_one("task1", "default", {"J(D)": {"D": "d_loss"}, "J(G)": {"G": "g_loss"}}, "step"),
@@ -279,11 +279,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         "judges/mnist",
     ),
     "mnist-conv-losses": lambda: of_runs("mnist-conv", columns=ADVERSARIAL),
-    "mnist-conv-scores": lambda: of_runs("mnist-conv", columns=SCORES),
     "emoji-scores": lambda: of_runs("emoji", "emoji-before", columns=SCORES),
-    "cyclegan-losses": lambda: of_runs(
-        "cyclegan", columns={"cycle_loss": "cycle loss, training images", "test_cycle": "on test images"}
-    ),
     "saturation": saturation,
     "upsampling-spectra": lambda: spectra("upsampling"),
     "biggan-embeddings": lambda: embeddings("biggan", "small"),
