@@ -82,8 +82,8 @@ class Generator(gan.BaseGenerator):
         self.base = image_size // 4
         first = []
         if convolutions == 3:
-            first = [nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False), nn.BatchNorm2d(2 * width)]
-            first.append(nn.LeakyReLU(0.2))
+            convolution = nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False)
+            first = [convolution, nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2)]
         self.project = nn.Linear(latent_dim, 2 * width * self.base**2)  # B×3136
         self.layers = nn.Sequential(
             nn.Unflatten(1, (2 * width, self.base, self.base)), nn.LeakyReLU(0.2),  # B×64×7×7
