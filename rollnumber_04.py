@@ -1207,7 +1207,7 @@ def load_data(config: Config, split: str = "train", validate: bool = True) -> tu
         config, images, validation = load_validation(config, images)
     if config.evaluate_every:
         extra("evaluate").check_enough(images, f"--evaluate-every {config.evaluate_every}")
-    if not data_spread(images):
+    if not data_variety(images):
         say(f"note: {config.data or 'the data'}: the images are all alike; the diversity of samples cannot be told")
     return config, images, validation
 
@@ -1308,7 +1308,7 @@ CLASSIFY_PIXELS = 2**19  # at a time: 512 images of 32×32
 SHEET = 64  # samples drawn from the fixed noise each interval, 8×8
 GENERATE_BATCH = 128  # always this many at a time, so that an image does not depend on how many are asked for
 UNDRAWN = ".undrawn"  # a file that a run's folder has while pictures of its last checkpoint are to be drawn
-LEAST_SPREAD = 0.01  # of pixel values from 0 to 255, over the images of a set: less is none
+LEAST_SPREAD = 0.01  # deviation of pixel values from 0 to 255 over the images of a set: with less they are all alike
 SHOWN = ("d_loss", "g_loss", "accuracy", "val_accuracy", "fid")  # while a run goes on
 BLUE, ORANGE = "#2f6fb0", "#c8641b"
 
@@ -1406,20 +1406,26 @@ class Snapshot:
     confusion: np.ndarray | None = None
 
 
-def data_spread(images: Images) -> float:
-    """Each pixel's standard deviation over up to 2,000 images, averaged over pixels; 0 where they are as good as alike.
+def variety(images: np.ndarray) -> float:
+    """The share of the pixels' variance that lies between images uint8 n×H×W[×C] and not in their mean; 0 if all alike.
 
-    In units of a pixel's 0 … 255.
+    Dull images have as much of it as vivid ones.
     """
+    images = images.astype(np.float32)
+    between, of_mean = images.var(0).mean(), images.mean(0).var((0, 1)).mean()
+    return float(between / (between + of_mean)) if between >= LEAST_SPREAD**2 else 0.0
+
+
+def data_variety(images: Images) -> float:
+    """The variety of up to 2,000 images."""
     some = epoch_order(len(images.pixels), 0, 0)[:2000].to(images.pixels.device)
-    spread = float(images.pixels[some].cpu().numpy().astype(np.float32).std(0).mean())
-    return spread if spread >= LEAST_SPREAD else 0.0
+    return variety(images.pixels[some].cpu().numpy())
 
 
 def diversity(samples: np.ndarray, images: Images) -> float | str:
-    """The spread of samples uint8 n×H×W[×C] over that of the data; "" where the data has none."""
-    of_data = data_spread(images)
-    return float(samples.astype(np.float32).std(0).mean()) / of_data if of_data else ""
+    """The variety of samples uint8 n×H×W[×C] over that of the data; "" where the data has none."""
+    of_data = data_variety(images)
+    return variety(samples) / of_data if of_data else ""
 
 
 class RunLog:

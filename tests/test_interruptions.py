@@ -651,6 +651,25 @@ def test_a_run_that_begins_grey_is_not_warned_of():
     assert not untrained().warnings(tiny_epochs)
 
 
+def test_diversity_tells_samples_that_are_alike_from_samples_that_are_dull():
+    """By the classical split of a sum of squares: between the images, and of their mean image over its pixels."""
+    images = pictures(200).astype(np.float64)
+    images[:, 2:6, 2:6] *= 0.3  # a mean image that is not flat
+    vivid = images.astype(np.uint8)
+    about = vivid.mean((0, 1, 2))
+    of_all = ((vivid - about) ** 2).sum()
+    of_mean = len(vivid) * ((vivid.mean(0) - about) ** 2).sum()
+    assert gan.variety(vivid) == pytest.approx((of_all - of_mean) / of_all, rel=1e-4)
+
+    data = gan.Images(torch.from_numpy(vivid), None, ())
+    dull = (100 + vivid / 8).round().astype(np.uint8)
+    assert gan.diversity(dull, data) == pytest.approx(1, abs=0.01)
+    assert gan.diversity(np.repeat(vivid[:1], 64, 0), data) == 0
+    nearly_alike = (vivid[:1] * 0.9 + vivid[:64] * 0.1).astype(np.uint8)
+    assert gan.diversity(nearly_alike, data) < diagnosis.COLLAPSED / 4
+    assert gan.diversity(vivid[..., 0], data) == pytest.approx(1, abs=0.1)  # grey images have no last axis
+
+
 def test_the_warning_is_in_the_table_and_on_the_screen(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(diagnosis, "LASTING", 5)
     monkeypatch.setattr(diagnosis, "COLLAPSED", 100)
