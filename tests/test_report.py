@@ -594,12 +594,12 @@ def test_of_several_seeds_a_sweep_shows_the_mean_and_the_range(built, tmp_path):
     path.write_text(json.dumps(facts), encoding="utf-8")
     sweep = [number for number in numbers_in(source) if number["experiment"] == "recipe"]
     for number in sweep:
-        assert plain(number["shown"]) in looked_up(number, source)
+        assert plain(number["shown"]).removesuffix("%") in looked_up(number, source)
     averaged = [number for number in sweep if number["paths"][0][2:] == ["fid", "fid"]]
     assert {len(number["paths"]) for number in averaged} == {3}  # in the text as in the table
-    fids = [number for number in sweep if number["paths"][0][1:] == ["flip", "fid", "fid"]]
-    flip = facts["runs"]["flip"]["fid"]["fid"]
-    shown = [f"{value:.1f}" for value in (flip + 0.5, flip - 0.5, flip + 2)]
+    fids = [number for number in sweep if number["paths"][0][1:] == ["no-flip", "fid", "fid"]]
+    no_flip = facts["runs"]["no-flip"]["fid"]["fid"]
+    shown = [f"{value:.1f}" for value in (no_flip + 0.5, no_flip - 0.5, no_flip + 2)]
     assert [(number["shown"], len(number["paths"]), number["of"]) for number in fids] == [
         *zip(shown, (3, 3, 3), ("mean", "least", "greatest"), strict=True)
     ]
