@@ -105,14 +105,14 @@ def run_panel(folder: Path, series: dict[str, str]) -> None:
         sliders += [gr.Slider(1, max(2, last), max(1, last), step=1, **of_number)]
         images += [gr.Image(picked(paths, last), format="png", interactive=False, show_label=False, elem_id=name)]
     gr.Markdown("## Losses")
+    of_steps = dict(x="step", x_label_angle=45, tooltip="all", height=260)  # else thousands of steps overlap
     plots = [
-        gr.LinePlot(curve(log, name), x="step", y=name, title=heading, tooltip="all", height=240, elem_id=name)
+        gr.LinePlot(curve(log, name), y=name, title=heading, elem_id=name, **of_steps)
         for name, heading in LOSSES.items()
     ]
-    gr.Markdown("## Accuracy")
-    heading = "D on real images that it has seen and on others; a head on training and test images"
-    of_epochs = dict(x="step", y="share", color="of", tooltip="all", height=240, elem_id="accuracy")
-    plots += [gr.LinePlot(accuracies(epochs), title=heading, **of_epochs)]
+    # A plot is as wide as its title: one of this length would leave a phone nothing to show.
+    gr.Markdown("## Accuracy\nD on real images that it has seen and on others; a head on training and test images")
+    plots += [gr.LinePlot(accuracies(epochs), y="share", color="of", elem_id="accuracy", **of_steps)]
     plots += [gr.Image(**matrix(), label="Confusion", format="png", interactive=False, elem_id="confusion")]
     everything = [told, known, *(part for pair in zip(sliders, images, strict=True) for part in pair), *plots]
     gr.Timer(FOLLOW).tick(look, [known, *sliders], everything, show_progress="hidden")

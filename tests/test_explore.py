@@ -262,6 +262,12 @@ def test_a_run_is_shown_and_followed(browser, tmp_path):
         for element in ("g_loss", "d_loss", "accuracy"):
             page.locator(f"#{element} canvas, #{element} svg").first.wait_for()
         assert page.locator("#confusion img").count() == 1
+        with opened(browser, address, width=390) as phone:
+            for element in ("g_loss", "d_loss", "accuracy"):
+                line = phone.locator(f"#{element} .mark-line path").first
+                line.wait_for()
+                box = line.bounding_box()
+                assert box["width"] > 150 and box["x"] + box["width"] < 390, (element, box)
         assert gan.main(["--resume", "--out", str(out), "--epochs", "4"]) == 0  # the page follows
         page.get_by_text("epoch 4, step ").wait_for()
         expected = np.asarray(Image.open(out / "samples" / "epoch_0004.png").convert("RGB"))
