@@ -1207,7 +1207,7 @@ def load_data(config: Config, split: str = "train", validate: bool = True) -> tu
         config, images, validation = load_validation(config, images)
     if config.evaluate_every:
         extra("evaluate").check_enough(images, f"--evaluate-every {config.evaluate_every}")
-    if not data_variety(images):
+    if not data_share_between(images):
         say(f"note: {config.data or 'the data'}: the images are all alike; the diversity of samples cannot be told")
     return config, images, validation
 
@@ -1406,7 +1406,7 @@ class Snapshot:
     confusion: np.ndarray | None = None
 
 
-def variety(images: np.ndarray) -> float:
+def share_between(images: np.ndarray) -> float:
     """The share of the pixels' variance that lies between images uint8 n×H×W[×C] and not in their mean; 0 if all alike.
 
     Dull images have as much of it as vivid ones.
@@ -1416,16 +1416,16 @@ def variety(images: np.ndarray) -> float:
     return float(between / (between + of_mean)) if between >= LEAST_SPREAD**2 else 0.0
 
 
-def data_variety(images: Images) -> float:
-    """The variety of up to 2,000 images."""
+def data_share_between(images: Images) -> float:
+    """The same of up to 2,000 images of a set."""
     some = epoch_order(len(images.pixels), 0, 0)[:2000].to(images.pixels.device)
-    return variety(images.pixels[some].cpu().numpy())
+    return share_between(images.pixels[some].cpu().numpy())
 
 
 def diversity(samples: np.ndarray, images: Images) -> float | str:
-    """The variety of samples uint8 n×H×W[×C] over that of the data; "" where the data has none."""
-    of_data = data_variety(images)
-    return variety(samples) / of_data if of_data else ""
+    """That share of samples uint8 n×H×W[×C], over the data's; "" where the data has none."""
+    of_data = data_share_between(images)
+    return share_between(samples) / of_data if of_data else ""
 
 
 class RunLog:

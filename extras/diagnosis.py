@@ -9,7 +9,7 @@ import torch
 
 from rollnumber_04 import Config, Loss
 
-LASTING, COLLAPSED = 1000, 0.25  # steps for which a trouble has lasted; share of the data's variety
+LASTING, COLLAPSED = 1000, 0.25  # steps for which a trouble has lasted; the least diversity
 BY_HEART = 0.15  # by how much D is right on more of its training images than of others
 
 
@@ -39,7 +39,7 @@ def d_has_won(rows: Sequence[dict[str, Any]], loss: Loss, advice: Sequence[str] 
 
 
 def g_has_collapsed(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A warning if the variety of the samples has long been under COLLAPSED of the data's."""
+    """A warning if the samples' diversity has long been under COLLAPSED."""
     recent = lasting(rows)
     alike = recent and all(row["diversity"] != "" and row["diversity"] < COLLAPSED for row in recent)
     return ["the samples hardly differ, G has collapsed: try a lower --lr-g or a higher --lr-d"] if alike else []

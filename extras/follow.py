@@ -105,7 +105,7 @@ def run_panel(folder: Path, series: dict[str, str]) -> None:
         sliders += [gr.Slider(1, max(2, last), max(1, last), step=1, **of_number)]
         images += [gr.Image(picked(paths, last), format="png", interactive=False, show_label=False, elem_id=name)]
     gr.Markdown("## Losses")
-    of_steps = dict(x="step", x_label_angle=45, tooltip="all", height=260)  # else thousands of steps overlap
+    of_steps = dict(x="step", x_label_angle=45, tooltip="all", height=260)  # level, the numbers of late steps overlap
     plots = [
         gr.LinePlot(curve(log, name), y=name, title=heading, elem_id=name, **of_steps)
         for name, heading in LOSSES.items()

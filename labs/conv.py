@@ -71,7 +71,7 @@ class Config(parts.Config):
 class Generator(gan.BaseGenerator):
     """Noise z (B×latent_dim) to images (B×channels×28×28) in (-1, 1): 387,073 parameters with 3 `convolutions`.
 
-    Training takes 3. 2 are for earlier models, whose files name no number: that at 7×7 is left out.
+    Training takes 3. With 2 the one at 7×7 is left out, as in earlier models, whose files name no number.
     """
 
     def __init__(

@@ -659,7 +659,7 @@ def test_diversity_tells_samples_that_are_alike_from_samples_that_are_dull():
     about = vivid.mean((0, 1, 2))
     of_all = ((vivid - about) ** 2).sum()
     of_mean = len(vivid) * ((vivid.mean(0) - about) ** 2).sum()
-    assert gan.variety(vivid) == pytest.approx((of_all - of_mean) / of_all, rel=1e-4)
+    assert gan.share_between(vivid) == pytest.approx((of_all - of_mean) / of_all, rel=1e-4)
 
     data = gan.Images(torch.from_numpy(vivid), None, ())
     dull = (100 + vivid / 8).round().astype(np.uint8)
