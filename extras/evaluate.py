@@ -40,7 +40,7 @@ BIASED = 10_000  # fewer samples than this make an FID that says little next to 
 class Inception:
     """Features of images, by torch-fidelity's Inception v3.
 
-    `precision` "bf16" takes half the time on a CPU made for it, and moved an FID by up to 0.25. `name` says how it
+    `precision` "bf16" takes half the time on a CPU made for it, and moved an FID by up to 0.3. `name` says how it
     computes, `digest` is that of its weights, `has_logits` says whether they can give an inception score. Raises
     UserError if the library is missing, or its weights cannot be read or fetched.
     """
@@ -255,7 +255,7 @@ def evaluate(argv: Sequence[str], program: str) -> dict[str, Any]:
     add("--reference", type=gan.number_in(int, MIN_IMAGES, 10**7), metavar="N", help="real images; all if omitted")
     weights = "torch-fidelity's Inception weights; it fetches them if omitted"
     add("--inception-weights", type=gan.some_path, metavar="FILE", help=weights)
-    quick = "bf16 takes half the time on a CPU made for it and moves an FID by up to 0.25 (fp32)"
+    quick = "bf16 takes half the time on a CPU made for it and moves an FID by up to 0.3 (fp32)"
     add("--precision", choices=("fp32", "bf16"), default="fp32", help=quick)
     add("--neighbours", type=gan.some_path, metavar="PNG", help="draw 16 samples, each with its 5 nearest real images")
     judge = "train a classifier on the real images and let it name the samples' classes; done for a conditional model"

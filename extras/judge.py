@@ -86,7 +86,7 @@ def learn(judge: Judge, images: Images) -> None:
 
 
 def labelled_samples(
-    generator: BaseGenerator, count: int, seed: int = 0, truncation: float | None = None
+    generator: BaseGenerator, count: int, seed: int, truncation: float | None
 ) -> tuple[Tensor, np.ndarray | None]:
     """Samples uint8 n×H×W×C, classes in turn, and their labels; None if the generator is not conditional."""
     samples = torch.from_numpy(generator.generate(count, seed=seed, truncation=truncation))

@@ -67,10 +67,6 @@ def load_experiments(scale: str = "cpu") -> dict[str, Any]:
             measures={measure: filled(line) for measure, line in experiment.get("measures", {}).items()},
             scale={key: value for key, value in numbers.items() if any(f"{{{key}}}" in line for line in lines)},
         )  # fmt: skip
-    for experiment in experiments.values():
-        if judge := experiment.get("judge"):
-            other, run = judge["run"].split("/")
-            judge["place"] = experiments[other]["runs"][run]
     return experiments
 
 
@@ -118,14 +114,9 @@ def training(out: Path, command: str, is_alone: bool = True) -> Task:
     return Task(words, None if is_alone else words_beside_others(out), is_log=not is_alone)
 
 
-def needed(experiment: dict[str, Any]) -> list[tuple[Path, str]]:
-    """The folders and commands of an experiment's runs, and of the one whose classifier judges them."""
-    return [*experiment["runs"].values(), *([experiment["judge"]["place"]] if "judge" in experiment else [])]
-
-
 def train_all(experiments: Sequence[dict[str, Any]], jobs: int, deadline: float) -> None:
-    """Bring all that experiments need to its end, each run once; raises what `run_all` raises."""
-    runs = dict.fromkeys(run for experiment in experiments for run in needed(experiment))
+    """Bring all runs of experiments to their end, each once; raises what `run_all` raises."""
+    runs = dict.fromkeys(run for experiment in experiments for run in experiment["runs"].values())
     missing = [run for run in runs if not is_whole(*run)]
     run_all([training(*run, min(jobs, len(missing)) < 2) for run in missing], jobs, deadline)
 
@@ -143,7 +134,7 @@ def measuring(command: str, out: Path, name: str, inception: str = "") -> Task |
         return None
 
     def done() -> None:
-        found = json.loads(printed.read_text(encoding="utf-8")) | key
+        found = json.loads(printed.read_text(encoding="utf-8")) | key | facts.here_and_now()
         gan.write_whole(kept, json.dumps(found).encode())
         printed.unlink()
 
@@ -160,9 +151,6 @@ def keep(name: str, experiment: dict[str, Any], jobs: int = 1, deadline: float =
         of_runs[run] = {"command": as_typed, **facts.of_run(out, config_of(command), given)}
         if words_beside_others(out).exists():
             of_runs[run]["beside others"] = True  # which made it slower
-        if judge := experiment.get("judge"):
-            models = out / "generator.safetensors", judge["place"][0] / "discriminator.safetensors"
-            of_runs[run][f"judged by {judge['run']}"] = facts.judged(*models, judge["samples"])
     if len(found := {of_run["precision"] for of_run in of_runs.values()}) > 1:
         print(f"note: the runs of {name} differ in their precision: {', '.join(sorted(found))}", file=sys.stderr)
     metrics = {"question": experiment["question"], "scale": experiment["scale"], "runs": of_runs}
@@ -211,7 +199,7 @@ def run_asked(options: argparse.Namespace) -> None:
             train_all([experiments[name] for name in together], options.jobs, deadline)
         except gan.UserError as error:  # what is whole all the same is kept
             failure = error
-            together = [name for name in together if all(is_whole(*run) for run in needed(experiments[name]))]
+            together = [name for name in together if all(is_whole(*run) for run in experiments[name]["runs"].values())]
         for name in together:
             keep(name, experiments[name], options.jobs, deadline, inception)
         if failure:

@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw
 
 import rollnumber_04 as gan
 from benchmarks import machine
-from extras import judge
 from report import GAP, SEED
 
 TAIL = 10  # epochs at a run's end whose mean is its result: single epochs swing
@@ -68,15 +67,12 @@ def of_run(out: Path, config: gan.Config, given: Sequence[str]) -> dict[str, Any
     result["training_seconds"] = sum(each["seconds"] for each in epochs)
     result["images_per_s, median"] = float(np.median([each["images_per_s"] for each in epochs]))
     result |= {name: options[name] for name in ("seed", "data_fingerprint", "device_name", "precision", "versions")}
-    result["machine"] = machine()
-    result["date"] = time.strftime("%Y-%m-%d", time.gmtime((out / "epochs.csv").stat().st_mtime))
-    return result
+    return result | here_and_now((out / "epochs.csv").stat().st_mtime)
 
 
-def judged(model: Path, classifier: Path, count: int) -> dict[str, Any]:
-    """What a classifier says of samples of seed 0 of a run's generator."""
-    samples = judge.labelled_samples(gan.load_generator(model), count)
-    return judge.judged(gan.load_network(classifier, "discriminator"), *samples)
+def here_and_now(seconds: float | None = None) -> dict[str, str]:
+    """This machine, and the date; or that of a time in seconds since 1970."""
+    return {"machine": machine(), "date": time.strftime("%Y-%m-%d", time.gmtime(seconds))}
 
 
 def sheets_below(title: str, folder: Path, numbers: Sequence[int]) -> np.ndarray:

@@ -99,19 +99,18 @@ def of_one(
     return curves([*drawn, *more], "iteration" if x == "step" else x)
 
 
-def shares(experiments: Sequence[tuple[str, str]], judge: str) -> Figure:
-    """Bars: each class's share of the samples of (experiment, run), as a judge names them; a line at even shares."""
+def shares(experiment: str, measures: Sequence[str]) -> Figure:
+    """Bars: each class's share of the samples that an experiment measures, by a classifier; a line at even shares."""
     figure = Figure(figsize=(WIDTH, 2.0), layout="constrained")
     axes = figure.subplots()
-    width = 0.8 / len(experiments)
-    for i, ((experiment, run), colour) in enumerate(zip(experiments, COLOURS, strict=False)):
-        found = facts(experiment)["runs"][run][f"judged by {judge}"]["share of each class"]
-        label = experiment if run == experiment else f"{experiment}, {run}"
-        axes.bar(np.arange(len(found)) + i * width, found.values(), width, color=colour, label=label)
+    width = 0.8 / len(measures)
+    for i, (measure, colour) in enumerate(zip(measures, COLOURS, strict=False)):
+        found = facts(experiment)[measure]["classes"]["share of each class"]
+        axes.bar(np.arange(len(found)) + i * width, found.values(), width, color=colour, label=measure)
         axes.set_xticks(np.arange(len(found)) + 0.4 - width / 2, found)
     axes.axhline(1 / len(found), color="black", linewidth=0.6)
     axes.set(xlabel="digit", ylabel="share of the samples")
-    figure.legend(frameon=False, fontsize=7, ncols=len(experiments), loc="outside upper center")
+    figure.legend(frameon=False, fontsize=7, ncols=len(measures), loc="outside upper center")
     return figure
 
 
@@ -244,8 +243,6 @@ def strips(experiment: str, rows: int, columns: int) -> dict[str, Image.Image]:
 
 
 STRIPS = {  # rows and columns of tiles; CycleGAN's are three threes and the gaps between them
-    "mnist-bce": (2, 8),
-    "mnist-blocks": (2, 8),
     "mnist-conv": (1, 8),
     **dict.fromkeys(("collapse", "collapse-before", "emoji", "emoji-before"), (2, 8)),
     "cyclegan": (3, 12),
@@ -274,10 +271,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         },
     ),
     "multitask-confusion": lambda: confusion("multitask", "task2"),
-    "digits": lambda: shares(
-        [("mnist-bce", "mnist-bce"), ("mnist-blocks", "mnist-blocks"), ("mnist-conv", "plain"), ("mnist-conv", "r1")],
-        "judges/mnist",
-    ),
+    "digits": lambda: shares("saved", ["mnist-bce", "mnist-blocks", "mnist-conv"]),
     "mnist-conv-losses": lambda: of_runs("mnist-conv", columns=ADVERSARIAL),
     "emoji-scores": lambda: of_runs("emoji", "emoji-before", columns=SCORES),
     "saturation": saturation,

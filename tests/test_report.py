@@ -53,8 +53,6 @@ def test_every_experiment_can_be_run(scale, monkeypatch):
             config = report.config_of(command)
             assert max(experiment["sheets"]) <= (config.iterations or config.epochs)
             assert not config.iterations or all(sheet % config.intervals[0] == 0 for sheet in experiment["sheets"])
-        if "judge" in experiment:
-            assert "--multitask" in experiment["judge"]["place"][1]
     monkeypatch.setattr(gan.Parser, "parse_args", parsed)
     for experiment in live.values():
         for command in [*experiment["measures"].values(), *experiment.get("pictures", {}).values()]:
@@ -74,7 +72,7 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
     runs = {"without": words + " {seed}", "with": words + " 1 --multitask"}
     (tmp_path / "experiments.toml").write_text(
         "[scales]\ncpu = { epochs = 2, seed = [1, 2] }\n"
-        "[toy]\nquestion = '?'\nsheets = [1, 2]\njudge = { run = 'toy/with', samples = 200 }\n"
+        "[toy]\nquestion = '?'\nsheets = [1, 2]\n"
         "keep = ['weights/generator_epoch_0000.png']\n[toy.runs]\n"
         + "".join(f'{name} = "{line}"\n' for name, line in runs.items())
     )
@@ -93,9 +91,6 @@ def test_an_experiment_from_nothing_to_its_facts(tmp_path, monkeypatch, capfd):
     assert found["with"]["command"] == f"python rollnumber_04.py {runs['with']}"
     assert [found[run]["seed"] for run in runs] == [1, 2, 1]
     assert all(found[run]["beside others"] for run in runs)
-    judged = found["without"]["judged by toy/with"]
-    assert judged["samples"] == 200
-    assert sum(judged["share of each class"].values()) == pytest.approx(1)
     with open(tmp_path / "RUNS" / "toy" / "with" / "epochs.csv", newline="") as file:
         epochs = list(csv.DictReader(file))
     mean = np.mean([float(row["val_accuracy"]) for row in epochs])
@@ -196,6 +191,19 @@ def test_the_drawn_slopes_are_those_of_the_losses():
         assert np.gradient(value, logit)[inner] == pytest.approx(slope.get_ydata()[inner], abs=1e-3)
 
 
+def test_bars_are_the_shares_of_each_class(tmp_path, monkeypatch):
+    shares = {"a": {"0": 0.2, "1": 0.8}, "b": {"0": 0.5, "1": 0.5}}
+    metrics = {"runs": {}} | {name: {"classes": {"share of each class": found}} for name, found in shares.items()}
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "metrics.json").write_text(json.dumps(metrics))
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    axes, *_ = figures.shares("saved", ["a", "b"]).axes
+    drawn = [[bar.get_height() for bar in bars] for bars in axes.containers]
+    assert drawn == [[0.2, 0.8], [0.5, 0.5]]
+    assert [bars.get_label() for bars in axes.containers] == ["a", "b"]
+    assert axes.lines[0].get_ydata() == [0.5, 0.5]  # an even share
+
+
 def test_a_legend_is_common_to_panels_of_the_same_lines():
     x = np.arange(3)
     first, second = {"real": (x, x), "generated": (x, -x)}, {"training": (x, x), "test": (x, -x)}
@@ -268,7 +276,7 @@ def test_what_a_command_measures_is_kept_in_the_runs_folder(tmp_path, monkeypatc
     for _ in range(2):  # the second time it is read
         found = measured(command, "fid", out, "--inception-weights w.pth")
         line = ["rollnumber_04.py", "evaluate", model, "--samples", "20"]
-        assert found == {"command": shlex.join(["python", *line]), "files": {}, "fid": 7.5}
+        assert found == {"command": shlex.join(["python", *line]), "files": {}, "fid": 7.5} | facts.here_and_now()
     assert asked == [[*line, "--inception-weights", "w.pth", "--json"]]
     measured(command.replace("20", "30"), "fid", out)  # another question
     measured("labs.cyclegan measure m", "pairs", out)
@@ -323,7 +331,8 @@ def test_an_experiment_without_runs_measures_and_draws_once(tmp_path, monkeypatc
         ["rollnumber_04.py", *f"interpolate MODEL --out {picture}".split()],
     ]
     metrics = json.loads((tmp_path / "RESULTS/toy/metrics.json").read_text())
-    assert metrics["speed"] == {"command": "python -m benchmarks.throughput", "files": {}, "ratio": 2}
+    of_speed = {"command": "python -m benchmarks.throughput", "files": {}, "ratio": 2}
+    assert metrics["speed"] == of_speed | facts.here_and_now()
     assert metrics["runs"] == {}
     with Image.open(tmp_path / "RESULTS/toy/cats.png") as sheet:
         first = gan.load_images(data).pixels[0].numpy().repeat(8, 0).repeat(8, 1)  # enlarged to 64 pixels
@@ -488,7 +497,7 @@ def test_runs_of_all_experiments_are_begun_together_and_each_once(tmp_path, monk
     (tmp_path / "experiments.toml").write_text(
         "[scales]\ncpu = { seed = [1, 2] }\ngpu = { seed = [1] }\n"
         "[a]\nquestion = '?'\n[a.runs]\nx = '--seed {seed}'\n"
-        "[b]\nquestion = '?'\njudge = { run = 'c/z', samples = 2 }\n[b.runs]\ny = '@a/x'\nv = '--flip'\n"
+        "[b]\nquestion = '?'\n[b.runs]\ny = '@a/x'\nv = '--flip'\n"
         "[c]\nquestion = '?'\nonly = 'cpu'\n[c.runs]\nz = '--multitask'\n[d]\nquestion = '?'\nonly = 'gpu'\n"
     )
     monkeypatch.setattr(report, "EXPERIMENTS", tmp_path / "experiments.toml")
@@ -510,7 +519,7 @@ def test_runs_of_all_experiments_are_begun_together_and_each_once(tmp_path, monk
     assert did[4:] == ["a", "b", "c"]  # d is for a GPU only
     did.clear()
     assert report.main(["run"]) == 0
-    assert did == [*((*run, True) for run in (x, second)), "a", *((*run, True) for run in (v, z)), "b", "c"]
+    assert did == [(*x, True), (*second, True), "a", (*v, True), "b", (*z, True), "c"]
     did.clear()
     broken.add("v")
     did += [(*z, True)]  # whole from before
