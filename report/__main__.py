@@ -134,7 +134,7 @@ def measuring(command: str, out: Path, name: str, inception: str = "") -> Task |
         return None
 
     def done() -> None:
-        found = json.loads(printed.read_text(encoding="utf-8")) | key | facts.here_and_now()
+        found = json.loads(printed.read_text(encoding="utf-8")) | key | facts.where_and_when()
         gan.write_whole(kept, json.dumps(found).encode())
         printed.unlink()
 

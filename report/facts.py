@@ -67,11 +67,11 @@ def of_run(out: Path, config: gan.Config, given: Sequence[str]) -> dict[str, Any
     result["training_seconds"] = sum(each["seconds"] for each in epochs)
     result["images_per_s, median"] = float(np.median([each["images_per_s"] for each in epochs]))
     result |= {name: options[name] for name in ("seed", "data_fingerprint", "device_name", "precision", "versions")}
-    return result | here_and_now((out / "epochs.csv").stat().st_mtime)
+    return result | where_and_when((out / "epochs.csv").stat().st_mtime)
 
 
-def here_and_now(seconds: float | None = None) -> dict[str, str]:
-    """This machine, and the date; or that of a time in seconds since 1970."""
+def where_and_when(seconds: float | None = None) -> dict[str, str]:
+    """This machine, and today's date, or the date of a time in `seconds` since 1970."""
     return {"machine": machine(), "date": time.strftime("%Y-%m-%d", time.gmtime(seconds))}
 
 

@@ -30,6 +30,8 @@ import rollnumber_04 as gan
 from report import GAP, facts, figures, programs
 from report import __main__ as report
 
+THERE_AND_THEN = {"machine": "a machine", "date": "2026-01-31"}
+
 
 class Parsed(Exception):
     """Stands for what a command does when it has understood its options."""
@@ -251,6 +253,7 @@ def test_a_scale_fills_the_places_of_its_numbers(tmp_path, monkeypatch):
 
 
 def test_what_a_command_measures_is_kept_in_the_runs_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(facts, "where_and_when", lambda: THERE_AND_THEN)  # no midnight in between
     asked = []
 
     class Fake:
@@ -276,7 +279,7 @@ def test_what_a_command_measures_is_kept_in_the_runs_folder(tmp_path, monkeypatc
     for _ in range(2):  # the second time it is read
         found = measured(command, "fid", out, "--inception-weights w.pth")
         line = ["rollnumber_04.py", "evaluate", model, "--samples", "20"]
-        assert found == {"command": shlex.join(["python", *line]), "files": {}, "fid": 7.5} | facts.here_and_now()
+        assert found == {"command": shlex.join(["python", *line]), "files": {}, "fid": 7.5} | THERE_AND_THEN
     assert asked == [[*line, "--inception-weights", "w.pth", "--json"]]
     measured(command.replace("20", "30"), "fid", out)  # another question
     measured("labs.cyclegan measure m", "pairs", out)
@@ -305,6 +308,7 @@ def test_what_a_command_measures_is_kept_in_the_runs_folder(tmp_path, monkeypatc
 
 
 def test_an_experiment_without_runs_measures_and_draws_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(facts, "where_and_when", lambda: THERE_AND_THEN)
     data = save_all(pictures(24), tmp_path / "data" / "cat").parent
     (tmp_path / "experiments.toml").write_text(
         "[scales]\ncpu = { seed = [1] }\n[toy]\nquestion = '?'\nmeasures = { speed = 'benchmarks.throughput' }\n"
@@ -332,7 +336,7 @@ def test_an_experiment_without_runs_measures_and_draws_once(tmp_path, monkeypatc
     ]
     metrics = json.loads((tmp_path / "RESULTS/toy/metrics.json").read_text())
     of_speed = {"command": "python -m benchmarks.throughput", "files": {}, "ratio": 2}
-    assert metrics["speed"] == of_speed | facts.here_and_now()
+    assert metrics["speed"] == of_speed | THERE_AND_THEN
     assert metrics["runs"] == {}
     with Image.open(tmp_path / "RESULTS/toy/cats.png") as sheet:
         first = gan.load_images(data).pixels[0].numpy().repeat(8, 0).repeat(8, 1)  # enlarged to 64 pixels
