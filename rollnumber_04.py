@@ -388,7 +388,7 @@ def fit(run: Run, signals: Sequence[int]) -> None:
     ):
         begin_or_redraw(run, log)
         iterate = launcher(gan)  # gan.iterate, or on a GPU what extras/speed.py makes of it
-        began, first = time.perf_counter(), run.step
+        began, first = run.mark = time.perf_counter(), run.step
         for index in batches(run):
             # Several processes agree by a message, for which a GPU is waited for: only after a row, as for the row.
             if (is_cheap or not run.waiting) and any(all_gather(bool(signals))):
@@ -670,6 +670,7 @@ def end_interval(run: Run, log: RunLog | None) -> None:
     if log:
         draw_all(run, snapshot, log)
         say(f"{progress(run)}  {interval_line(run)}")
+    run.mark = time.perf_counter(), run.step
 
 
 @dataclass
@@ -689,6 +690,7 @@ class Run:
     seen: int = 0  # images of the epoch under way
     waiting: int = 0  # steps since the last row of log.csv
     seconds: float = 0.0  # of training since the last row of epochs.csv
+    mark: tuple[float, int] = (0.0, 0)  # the time, and the step, when the last interval's pictures were drawn
     log: list[dict[str, Any]] = field(default_factory=list)  # the rows of log.csv
     epochs: list[dict[str, Any]] = field(default_factory=list)  # and of epochs.csv
 
@@ -2524,7 +2526,8 @@ def say_what_next(run: Run) -> None:
     for file in run.gan.models(config):
         command, _, rest = run.gan.uses[file].partition(" ")
         say(f"{command:10} {program} {command} {rest.format(command_line(run.out / f'{file}.safetensors'))}")
-    further = config.iterations or config.epochs if config.dry_run else 2 * run.number
+    planned = config.iterations or config.epochs
+    further = planned if planned > run.number else 2 * run.number  # of a dry run, which may be all, or not
     say(f"go on      {resume_command(run)} --{config.unit}s {further}")
     if (run.out / "tensorboard").exists():
         say(f"curves     {command_line('tensorboard', '--logdir', run.out.parent)}")
@@ -2686,10 +2689,10 @@ def show_progress(bar: tqdm, run: Run, row: dict[str, Any]) -> None:
 
 
 def interval_line(run: Run) -> str:
-    """The last row of epochs.csv in a line, and the time that is left."""
-    row, steps = run.epochs[-1], run.step - (run.epochs[-2]["step"] if len(run.epochs) > 1 else 0)
+    """The last row of epochs.csv in a line, and the time that is left, with that of the pictures."""
+    row, (began, first) = run.epochs[-1], run.mark
     metrics = "  ".join(f"{name} {row[name]:.3f}" for name in SHOWN if row.get(name, "") != "")
-    left = (run.total - run.step) * row["seconds"] / steps
+    left = (run.total - run.step) * (time.perf_counter() - began) / (run.step - first)
     return f"{metrics}  {row['images_per_s']:,.0f} images/s  {clock(left)} left"
 
 

@@ -87,7 +87,7 @@ def decode_source(source: Source, size: int | None = None, skip_unreadable: bool
             advice = "; --skip-unreadable leaves such images out" if skip_unreadable is False else ""
             raise UserError(f"{what}{others}{advice}", source.items[first])
         lines = (gan.printable(f"{source.items[i]}: {what}") for i, what in unreadable.items())
-        say("\n  ".join([f"skipped {len(unreadable):,} unreadable images:", *lines]))
+        say("\n  ".join([f"skipped {gan.plural(len(unreadable), 'unreadable image')}:", *lines]))
         keep = np.setdiff1d(np.arange(len(pixels)), list(unreadable))
         if not len(keep):
             raise UserError("none of its images can be read", source.where)

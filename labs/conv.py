@@ -13,8 +13,8 @@ training and the test images together. The network whose turn it is not has its 
     J(D) = -1/2m Σ ln D(x) - 1/2m Σ ln(1 - D(G(z)))        J(G) = -1/m Σ ln D(G(z)), here without the handout's ½
 
 The four improvements: a penalty on D's gradient at real images (R1), one-sided label smoothing, a buffer of generated
-images of earlier steps, and noise on all that D sees. What each of them changed in version 0.1.0's smaller networks is
-in Report.pdf, "The other labs: Digits".
+images of earlier steps, and noise on all that D sees. What each of them changes in 10,000 iterations is in Report.pdf,
+"The other labs: Digits".
 """
 
 from __future__ import annotations

@@ -138,14 +138,14 @@ def translate(argv: Sequence[str]) -> Path:
     parser.add_argument("images", type=gan.some_path, nargs="+", metavar="IMAGE|FOLDER")
     what = "scale the shorter side to N first; their own size if omitted"
     parser.add_argument("--image-size", type=gan.number_in(int, 4, 4096), metavar="N", help=what)
-    parser.add_argument("--out", type=gan.some_path, required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--out", type=gan.some_path, required=True, metavar="FOLDER", help="for the translations")
     options = parser.parse_args(argv)
     out, size = options.out, options.image_size
     translator = gan.load_network(options.model, options.direction, gan.choose_device(options.device))
     if formats.is_image_name(out.name) and not out.is_dir():
         raise UserError("must name a folder, for the translation of each image", f"--out {out}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("is there already; name a new folder", f"--out {out}")
+    if out.exists() and not out.is_dir():
+        raise UserError("is no folder", f"--out {out}")
     gan.check_writable("--out", out)
     files = [file for path in options.images for file in files_in(path)]
     name, times = Counter(file.stem for file in files).most_common(1)[0]
@@ -154,6 +154,8 @@ def translate(argv: Sequence[str]) -> Path:
         raise UserError(f"would be written over {first}, both as {name}.png; give each a folder of its own", second)
     for file in files:  # all of them, before any is written
         opened(file, size)
+        if (taken := out / f"{file.stem}.png").exists():
+            raise UserError(f"is there already, in the place of the translation of {file}; give another --out", taken)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -228,7 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with gan.told("python -m report") as status:
         parser = gan.Parser("python -m report", description)
         commands = parser.add_subparsers(dest="command", required=True)
-        add = commands.add_parser("run", description=description, help="run experiments, keep their facts").add_argument
+        of_run = "Run experiments, whose data lie in ./cifar10 and ./data, and keep their facts in report/results/."
+        add = commands.add_parser("run", description=of_run, help="run experiments, keep their facts").add_argument
         add("names", nargs="*", metavar="NAME", help=f"of {EXPERIMENTS.name}; those without results if omitted")
         add(
             "--budget", type=gan.number_in(float, 0, 10**6), default=10**6, metavar="MINUTES", help="stop after so long"
@@ -237,7 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         add("--jobs", type=gan.number_in(int, 1, 64), default=1, metavar="N", help="runs at a time (1)")
         fetched = "torch-fidelity's Inception weights; it fetches them if omitted"
         add("--inception-weights", type=gan.some_path, metavar="FILE", help=fetched)
-        commands.add_parser("build", description=description, help="write Report.pdf from the facts")
+        of_build = "Make Report.pdf of the facts in report/results/."
+        commands.add_parser("build", description=of_build, help="write Report.pdf from the facts")
         options = parser.parse_args(argv)
         run_asked(options) if options.command == "run" else build(ROOT / "Report.pdf")
     return status[0]

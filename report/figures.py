@@ -243,8 +243,7 @@ def strips(experiment: str, rows: int, columns: int) -> dict[str, Image.Image]:
 
 
 STRIPS = {  # rows and columns of tiles; CycleGAN's are three threes and the gaps between them
-    "mnist-conv": (1, 8),
-    **dict.fromkeys(("collapse", "collapse-before", "emoji", "emoji-before"), (2, 8)),
+    **dict.fromkeys(("mnist-conv", "collapse", "emoji", "emoji-before"), (2, 8)),
     "cyclegan": (3, 12),
 }
 SWEEPS = ("recipe", "loss", "batch-size", "optimizers", "rates")

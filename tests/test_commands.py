@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -384,6 +385,27 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 )
 def test_clock(seconds, words):
     assert gan.clock(seconds) == words
+
+
+def test_the_time_that_is_left_counts_the_pictures(tmp_path, monkeypatch, capsys):
+    draw_all = gan.draw_all
+    monkeypatch.setattr(gan, "draw_all", lambda *given: (time.sleep(0.5), draw_all(*given)))
+    assert gan.main([*TOY, "--iterations", "3", "--sample-every", "1", "--out", str(tmp_path / "run")]) == 0
+    left = [float(found) for found in re.findall(r"([\d.]+) s left", capsys.readouterr().out)]
+    assert len(left) == 3
+    assert left[0] >= 2 * 0.5
+    assert left[1] >= 0.5
+    assert left[2] == 0
+
+
+@pytest.mark.parametrize(("epochs", "further"), [("1", 2), ("5", 5)])
+def test_a_dry_run_names_epochs_that_are_not_done(tmp_path, capsys, epochs, further):
+    save_all(pictures(16), tmp_path / "data")
+    words = [*TOY, "--data", str(tmp_path / "data"), "--epochs", epochs, "--batch-size", "16", "--dry-run"]
+    assert gan.main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert f"--epochs {further}\n" in capsys.readouterr().out
+    assert gan.main(["--resume", "--out", str(tmp_path / "run"), "--epochs", str(further)]) == 0
+    assert rows(tmp_path / "run" / "epochs.csv")[-1]["epoch"] == str(further)
 
 
 # ------------------------------------------------------------------------------------------------- the command itself

@@ -271,9 +271,10 @@ def test_translate_keeps_the_size_of_each_image(tmp_path, height, width, style):
     model = str(save_networks(tmp_path / "m.safetensors", "labs.cyclegan", **networks))
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     save_all(image[None], tmp_path / "in")
+    save_all(pictures(1), tmp_path / "out" / "another")  # a folder that is there already
     words = ["translate", model, str(tmp_path / "in"), "--out", str(tmp_path / "out")]
     assert cyclegan.main([*words, "--direction", "yx"]) == 0
-    (file,) = (tmp_path / "out").iterdir()
+    (file,) = (tmp_path / "out").glob("*.png")
     assert Image.open(file).size == (width, height)
     expected = networks["yx"].eval().translate(image[None])[0]
     assert np.abs(np.asarray(Image.open(file)).astype(int) - expected).max() <= 1
@@ -343,7 +344,13 @@ def test_mistakes_are_one_sentence(domains, tmp_path, capsys):
         assert cyclegan.main(["translate", *words, *out]) == 2
         assert said in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
-    assert cyclegan.main(["translate", model, picture, "--out", str(tmp_path)]) == 2
+    words = ["translate", model, picture, "--out", str(tmp_path / "blue")]  # which has images of these names
+    before = (tmp_path / "blue" / "0001.png").read_bytes()
+    assert cyclegan.main(words) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert (tmp_path / "blue" / "0001.png").read_bytes() == before
+    assert cyclegan.main([*words[:3], "--out", picture]) == 2
+    assert "must name a folder" in capsys.readouterr().err
 
 
 def test_a_resumed_run_keeps_its_networks(domains, tmp_path, capsys):
