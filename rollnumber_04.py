@@ -690,7 +690,7 @@ class Run:
     seen: int = 0  # images of the epoch under way
     waiting: int = 0  # steps since the last row of log.csv
     seconds: float = 0.0  # of training since the last row of epochs.csv
-    mark: tuple[float, int] = (0.0, 0)  # the time, and the step, when the last interval's pictures were drawn
+    mark: tuple[float, int] = (0.0, 0)  # time and step at which it began here, or the last interval ended
     log: list[dict[str, Any]] = field(default_factory=list)  # the rows of log.csv
     epochs: list[dict[str, Any]] = field(default_factory=list)  # and of epochs.csv
 
@@ -2527,7 +2527,7 @@ def say_what_next(run: Run) -> None:
         command, _, rest = run.gan.uses[file].partition(" ")
         say(f"{command:10} {program} {command} {rest.format(command_line(run.out / f'{file}.safetensors'))}")
     planned = config.iterations or config.epochs
-    further = planned if planned > run.number else 2 * run.number  # of a dry run, which may be all, or not
+    further = planned if planned > run.number else 2 * run.number  # a dry run leaves most of its plan to do
     say(f"go on      {resume_command(run)} --{config.unit}s {further}")
     if (run.out / "tensorboard").exists():
         say(f"curves     {command_line('tensorboard', '--logdir', run.out.parent)}")

@@ -153,9 +153,9 @@ def translate(argv: Sequence[str]) -> Path:
         first, second = [file for file in files if file.stem == name][:2]
         raise UserError(f"would be written over {first}, both as {name}.png; give each a folder of its own", second)
     for file in files:  # all of them, before any is written
-        opened(file, size)
         if (taken := out / f"{file.stem}.png").exists():
             raise UserError(f"is there already, in the place of the translation of {file}; give another --out", taken)
+        opened(file, size)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
