@@ -59,7 +59,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     save_all(pictures(16), folder / "data" / "cat")
     save_all(pictures(17, seed=1), folder / "data" / "dog")
-    words = ["--data", folder / "data", "--epochs", 2, "--save-every", 1, "--seed", 5, "--out", folder / "run", *TOY]
+    words = [*TOY, "--data", folder / "data", "--epochs", 2, "--save-every", 1, "--seed", 5, "--out", folder / "run"]
     said, complained = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
         assert gan.main([*map(str, words)]) == 0
@@ -183,7 +183,7 @@ def test_generate_refuses(trained, tmp_path, fails):
 
 def test_a_resumed_run_is_the_uninterrupted_run(trained, tmp_path, capsys):
     out, again = trained[0], tmp_path / "run"
-    words = ["--data", out.parent / "data", "--save-every", 1, "--seed", 5, *TOY, "--epochs", 1, "--out", again]
+    words = [*TOY, "--data", out.parent / "data", "--save-every", 1, "--seed", 5, "--epochs", 1, "--out", again]
     assert gan.main([*map(str, words)]) == 0
     assert gan.main(["--resume", "--out", str(again), "--epochs", "2"]) == 0  # every other option is the checkpoint's
     assert "note: --epochs 1 in the checkpoint, 2 now" in capsys.readouterr().out

@@ -265,9 +265,9 @@ def test_a_run_is_shown_and_followed(browser, tmp_path):
         with opened(browser, address, width=390) as phone:
             for element in ("g_loss", "d_loss", "accuracy"):
                 line = phone.locator(f"#{element} .mark-line path").first
-                line.wait_for()
-                box = line.bounding_box()
-                assert box["width"] > 150 and box["x"] + box["width"] < 390, (element, box)
+                line.wait_for(state="attached")  # not visible: a level line has no height, which is called hidden
+                left, right = line.evaluate("line => (box => [box.left, box.right])(line.getBoundingClientRect())")
+                assert right - left > 150 and right < 390, (element, left, right)
         assert gan.main(["--resume", "--out", str(out), "--epochs", "4"]) == 0  # the page follows
         page.get_by_text("epoch 4, step ").wait_for()
         expected = np.asarray(Image.open(out / "samples" / "epoch_0004.png").convert("RGB"))

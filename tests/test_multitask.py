@@ -25,7 +25,7 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 
 def toy_gan(*words, classes=NAMES):
     """An untrained GAN of Task 2 whose step shows D the very images that it is given."""
-    words = [*TOY, "--seed", "3", "--multitask", "--no-translation", *words]
+    words = [*TOY, "--multitask", "--no-translation", *words]
     return gan.GAN(gan.config_from(words), 3, classes).on(CPU)
 
 
@@ -292,7 +292,7 @@ def trained(tmp_path_factory):
     save_classes(folder / "data" / "train", 96)
     save_classes(folder / "data" / "test", 30, seed=1)
     words = ["--data", folder / "data", "--epochs", 2, "--multitask", "--seed", 5, "--save-every", 1, "--lr-d", 0.005]
-    done = command(*words, "--out", folder / "run", *TOY)
+    done = command(*TOY, *words, "--out", folder / "run")
     assert (done.returncode, done.stderr) == (0, "")
     return folder / "run", done.stdout
 

@@ -406,7 +406,8 @@ def test_after_a_failure_nothing_more_is_begun(tmp_path, jobs, capsys):
 def test_a_signal_is_passed_on_once_and_nothing_more_is_begun(tmp_path, number, capsys):
     counting = (
         "count = []\nsignal.signal(signal.SIGTERM, lambda *_: count.append(1))\nsay(sys.argv[1])\n"
-        "while not count: time.sleep(0.02)\n"
+        f"end = time.monotonic() + {PATIENCE}\n"
+        "while not count: assert time.monotonic() < end; time.sleep(0.02)\n"
         "time.sleep(0.3); pathlib.Path(sys.argv[2]).write_text(str(len(count)))\n"
     )
     tasks = [script(counting, tmp_path / f"begun-{i}", tmp_path / f"told-{i}") for i in range(5)]
@@ -418,17 +419,37 @@ def test_a_signal_is_passed_on_once_and_nothing_more_is_begun(tmp_path, number, 
             os.kill(os.getpid(), number)
             time.sleep(0.1)
 
-    before = signal.getsignal(number)
-    pressing = threading.Thread(target=press)
-    pressing.start()
-    with pytest.raises(gan.Stopped) as caught:
-        programs.run_all(tasks, 2, math.inf)
-    pressing.join()
+    def mine(*_):  # nohup, under which these tests may run, would have SIGHUP ignored
+        pass
+
+    before = signal.signal(number, mine)
+    try:
+        pressing = threading.Thread(target=press)
+        pressing.start()
+        with pytest.raises(gan.Stopped) as caught:
+            programs.run_all(tasks, 2, math.inf)
+        pressing.join()
+        assert signal.getsignal(number) == mine
+    finally:
+        signal.signal(number, before)
     assert caught.value.args == (number,)
-    assert signal.getsignal(number) == before
     assert "waiting for the runs to save" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["begun-0", "begun-1", "told-0", "told-1"]
     assert [(tmp_path / f"told-{i}").read_text() for i in range(2)] == ["1", "1"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
+@pytest.mark.parametrize("noted_signals", [gan.noted_signals, programs.noted_signals])
+def test_nohup_stays_nohup(noted_signals, capfd):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with noted_signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signals == [signal.SIGTERM]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
