@@ -1551,7 +1551,7 @@ def draw_all(run: Run, snapshot: Snapshot, log: RunLog) -> None:
     if is_last or number % gan.config.intervals[0] == 0:
         for i, (name, picture) in enumerate(snapshot.sheets.items()):
             folder = out / "samples" / name if i else out / "samples"
-            due.append(partial(save_sheet, picture, folder / f"{milestone(gan.config, number)}.png"))
+            due.append(partial(save_picture, picture.save, folder / f"{milestone(gan.config, number)}.png"))
     for file, (column, title, formula) in gan.curves().items():
         due.append(partial(plot_curve, run, out / "plots" / f"{file}.png", column, title, formula))
     if "val_accuracy" in snapshot.metrics:
@@ -1604,10 +1604,12 @@ def own_style() -> Iterator[None]:
         yield
 
 
-def save_sheet(picture: Image.Image, path: Path) -> None:
-    """Write a sheet of samples."""
+def save_picture(save: Callable[..., Any], path: Path) -> None:
+    """Write the PNG that a picture's or a figure's method `save` makes, whole, for who looks at a run that goes on."""
+    stream = io.BytesIO()
+    save(stream, format="png")
     path.parent.mkdir(exist_ok=True)
-    picture.save(path)
+    write_whole(path, stream.getvalue())
 
 
 @contextmanager
@@ -1623,7 +1625,7 @@ def plot(path: Path, **labels: str) -> Iterator[Any]:
         axes.set(**labels)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(path)
+        save_picture(figure.savefig, path)
 
 
 def plot_curve(run: Run, path: Path, column: str, title: str, formula: str) -> None:
@@ -1654,10 +1656,11 @@ def plot_classifier(run: Run) -> None:
 
 def save_confusion(confusion: np.ndarray, classes: Sequence[str], out: Path) -> None:
     """`confusion_matrix.csv`, a row per true class."""
-    with open(out / "confusion_matrix.csv", "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["true \\ predicted", *classes])
-        table.writerows([name, *row] for name, row in zip(classes, confusion.tolist(), strict=True))
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(["true \\ predicted", *classes])
+    table.writerows([name, *row] for name, row in zip(classes, confusion.tolist(), strict=True))
+    write_whole(out / "confusion_matrix.csv", text.getvalue().encode())
 
 
 @own_style()
@@ -1698,7 +1701,7 @@ def plot_weights(gan: GAN, number: int, step: int, out: Path) -> None:
             picture.set_title(f"{kind} {draw_layer(picture, weight, layer is at_pixels)}", loc="left")
             picture.set_axis_off()
             picture.set_anchor("NW")
-        figure.savefig(out / "weights" / f"{title}_{milestone(gan.config, number)}.png")
+        save_picture(figure.savefig, out / "weights" / f"{title}_{milestone(gan.config, number)}.png")
 
 
 def draw_layer(axes: Any, weight: Tensor, at_pixels: bool) -> str:

@@ -78,9 +78,9 @@ def run_panel(folder: Path, series: dict[str, str]) -> None:
 
     def stamp() -> list[int]:
         """What tells whether anything is new."""
-        tables = (folder / name for name in ("log.csv", "epochs.csv"))
-        sizes = [path.stat().st_size if path.exists() else 0 for path in tables]
-        return [*(len(pictures(of)) for of in series.values()), *sizes]
+        others = (folder / name for name in ("log.csv", "epochs.csv", "plots/confusion_matrix.png"))
+        times = [path.stat().st_mtime_ns if path.exists() else 0 for path in others]
+        return [*(len(pictures(of)) for of in series.values()), *times]
 
     def look(known: list[int], *numbers: float) -> list[Any]:
         """All of the page anew; a slider that was at its last picture goes on to the newest."""

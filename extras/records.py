@@ -131,7 +131,7 @@ def plot_confusion(run: Run, confusion: np.ndarray, board: Board | None) -> None
     accuracy = confusion.trace() / confusion.sum()
     axes.set(title=f"{confusion.sum():,} validation images, {accuracy:.1%} right", xlabel="predicted", ylabel="true")
     path = run.out / "plots" / "confusion_matrix.png"
-    figure.savefig(path)
+    gan.save_picture(figure.savefig, path)
     if board:
         with Image.open(path) as picture:
             board.add_picture("validation/confusion_matrix", picture.convert("RGB"))

@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test process a core, instead 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job; these tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import matplotlib.font_manager  # noqa: F401  # its list of fonts is made once, not in a test of what is printed
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,6 +1,7 @@
 """The page of `explore`, used in a real browser without a screen: what is shown is what the command beside it draws."""
 
 import io
+import random
 import shlex
 import shutil
 import socket
@@ -10,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -23,15 +24,22 @@ from extras import folders
 MODELS = ROOT / "saved_models"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(not BROWSER, reason="there is no Chromium, such as Debian's package")
-WAIT = 30_000  # milliseconds for what a page takes a moment for
+WAIT = 120_000  # milliseconds for what a page takes a moment for, on the slowest machine
+
+
+def free_port():
+    """A free port of those below 32768, from where no system takes one for a program that asks for any."""
+    for port in random.sample(range(10_000, 32_768), 100):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 @contextmanager
 def served(path):
     """The address at which the real command shows a path, while it runs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = [sys.executable, "-u", ROOT / "rollnumber_04.py", "explore", path, "--port", port]
     with subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         timer = threading.Timer(PATIENCE, process.kill)
@@ -41,15 +49,16 @@ def served(path):
             assert f"http://127.0.0.1:{port}/; Ctrl-C ends it" in line, line
             yield f"http://127.0.0.1:{port}/"
         finally:
-            timer.cancel()
             process.terminate()
+            process.wait()
+            timer.cancel()
 
 
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        browser = running.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"], timeout=WAIT)
         yield browser
         browser.close()
 
@@ -79,6 +88,12 @@ def image_of(page, element):
     """The picture that an element shows, in its own pixels."""
     source = page.locator(f"#{element} img").first.get_attribute("src")
     return np.asarray(fetched(source).convert("RGB"))
+
+
+def lines_of(page, element):
+    """From where to where each line of a chart goes, in pixels; Playwright calls a level one, of no height, hidden."""
+    edges = "lines => lines.map(line => line.getBoundingClientRect()).map(box => [box.left, box.right])"
+    return page.locator(f"#{element} .mark-line path").evaluate_all(edges)
 
 
 def words_of(page, element):
@@ -169,11 +184,13 @@ def test_the_sheet_is_that_of_generate_and_its_samples_are_held(browser, tmp_pat
         words = words_of(page, "sheet-command")
         assert words[:6] == ["generate", str(model), "--seed", "3", "--label", "9"]
         expected = gan.load_generator(model).generate(64, label="9", seed=3)
-        sources = page.locator("#sheet img").evaluate_all("images => images.map(image => image.src)")
-        assert len(sources) == 64
+
+        def shows(i):
+            sources = page.locator("#sheet img").evaluate_all("images => images.map(image => image.src)")
+            return len(sources) == 64 and (np.asarray(fetched(sources[i]).convert("L")) == expected[i]).all()
+
         for i in (0, 17, 63):
-            shown = fetched(sources[i]).convert("L")
-            assert (np.asarray(shown) == expected[i]).all()
+            until(lambda i=i: shows(i))
         page.locator("#sheet button.thumbnail-item").nth(17).click()
         until(lambda: words_of(page, "image-command")[2:6] == ["--at", "3:17", "--label", "9"])
         until(lambda: (image_of(page, "image")[..., 0] == expected[17]).all())
@@ -264,14 +281,14 @@ def test_a_run_is_shown_and_followed(browser, tmp_path):
         assert page.locator("#confusion img").count() == 1
         with opened(browser, address, width=390) as phone:
             for element in ("g_loss", "d_loss", "accuracy"):
-                line = phone.locator(f"#{element} .mark-line path").first
-                line.wait_for(state="attached")  # not visible: a level line has no height, which is called hidden
-                left, right = line.evaluate("line => (box => [box.left, box.right])(line.getBoundingClientRect())")
-                assert right - left > 150 and right < 390, (element, left, right)
+                until(lambda element=element: any(b - a > 150 and b < 390 for a, b in lines_of(phone, element)))
         assert gan.main(["--resume", "--out", str(out), "--epochs", "4"]) == 0  # the page follows
         page.get_by_text("epoch 4, step ").wait_for()
         expected = np.asarray(Image.open(out / "samples" / "epoch_0004.png").convert("RGB"))
         until(lambda: np.array_equal(image_of(page, "pictures-0"), expected))
+        newest = pictures(1, 64)[0]  # which comes after the numbers that the page has seen
+        gan.save_picture(Image.fromarray(newest).save, out / "plots" / "confusion_matrix.png")
+        until(lambda: np.array_equal(image_of(page, "confusion"), newest))
 
 
 def test_what_explore_refuses(tmp_path, fails):

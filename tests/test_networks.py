@@ -94,6 +94,7 @@ def test_truncated_noise_is_the_normal_distributions_middle(truncation):
 
 
 def test_weights_are_drawn_with_the_papers_deviation():
+    torch.manual_seed(0)
     for network in (gan.Generator(), gan.Discriminator()):
         for name, parameter in network.named_parameters():
             if parameter.ndim > 1:

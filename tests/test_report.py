@@ -384,16 +384,18 @@ def test_programs_run_side_by_side(tmp_path):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_after_a_failure_nothing_more_is_begun(tmp_path, jobs, capsys):
+def test_after_a_failure_nothing_more_is_begun(tmp_path, jobs, capsys, monkeypatch):
+    def noticed(*words, **more):  # what runs beside it may end now
+        print(*words, **more)
+        (tmp_path / "go").touch()
+
+    monkeypatch.setattr(programs, "print", noticed, raising=False)
     done = []
     beside = script("wait_for(sys.argv[1])" if jobs == 2 else "", tmp_path / "go", done=lambda: done.append("beside"))
     fails = script("print('why', file=sys.stderr); sys.exit(7)", output=tmp_path / "log", is_log=True)
     more = [script("say(sys.argv[1])", tmp_path / "more") for _ in range(5)]
-    letting = threading.Thread(target=lambda: [time.sleep(1), (tmp_path / "go").touch()])
-    letting.start()
     with pytest.raises(gan.UserError, match=rf"ended with status 7 \(see {tmp_path / 'log'}\)") as caught:
         programs.run_all([beside, fails, *more], jobs, math.inf)
-    letting.join()
     assert caught.value.status == 1
     assert done == ["beside"]  # which was begun
     assert not (tmp_path / "more").exists()
@@ -414,7 +416,8 @@ def test_a_signal_is_passed_on_once_and_nothing_more_is_begun(tmp_path, number, 
 
     def press():
         while not all((tmp_path / f"begun-{i}").exists() for i in range(2)):
-            time.sleep(0.02)
+            if ended.wait(0.02):
+                return
         for _ in range(3):  # `timeout` sends two
             os.kill(os.getpid(), number)
             time.sleep(0.1)
@@ -422,15 +425,15 @@ def test_a_signal_is_passed_on_once_and_nothing_more_is_begun(tmp_path, number, 
     def mine(*_):  # nohup, under which these tests may run, would have SIGHUP ignored
         pass
 
-    before = signal.signal(number, mine)
+    before, ended, pressing = signal.signal(number, mine), threading.Event(), threading.Thread(target=press)
+    pressing.start()
     try:
-        pressing = threading.Thread(target=press)
-        pressing.start()
         with pytest.raises(gan.Stopped) as caught:
             programs.run_all(tasks, 2, math.inf)
-        pressing.join()
         assert signal.getsignal(number) == mine
     finally:
+        ended.set()
+        pressing.join()
         signal.signal(number, before)
     assert caught.value.args == (number,)
     assert "waiting for the runs to save" in capsys.readouterr().err
