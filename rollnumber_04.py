@@ -1605,7 +1605,7 @@ def own_style() -> Iterator[None]:
 
 
 def save_picture(save: Callable[..., Any], path: Path) -> None:
-    """Write the PNG that a picture's or a figure's method `save` makes, whole, for who looks at a run that goes on."""
+    """Write a PNG by a picture's `save` or a figure's `savefig`, whole, for whoever looks at a run that goes on."""
     stream = io.BytesIO()
     save(stream, format="png")
     path.parent.mkdir(exist_ok=True)

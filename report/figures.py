@@ -247,7 +247,7 @@ STRIPS = {  # rows and columns of tiles; CycleGAN's are three threes and the gap
     "cyclegan": (3, 12),
 }
 SWEEPS = ("recipe", "loss", "batch-size", "optimizers", "rates")
-STRIPS |= dict.fromkeys(SWEEPS, (2, 8))
+STRIPS |= dict.fromkeys((*SWEEPS, "longer"), (2, 8))
 FIGURES: dict[str, Callable[[], Figure]] = {
     "task1-losses": lambda: of_one("task1", "default", {"J(D)": {"D": "d_loss"}, "J(G)": {"G": "g_loss"}}, "step"),
     "task1-scores": lambda: of_one(
