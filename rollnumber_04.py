@@ -1605,7 +1605,7 @@ def own_style() -> Iterator[None]:
 
 
 def save_picture(save: Callable[..., Any], path: Path) -> None:
-    """Write a PNG by a picture's `save` or a figure's `savefig`, whole, for whoever looks at a run that goes on."""
+    """Write a PNG by a picture's `save` or a figure's `savefig`; nobody finds it half written under its name."""
     stream = io.BytesIO()
     save(stream, format="png")
     path.parent.mkdir(exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import re
 import sys
@@ -171,9 +170,7 @@ def translate(argv: Sequence[str]) -> Path:
                 raise
             said = f"not enough memory for its {image.width}×{image.height}; give a lower --image-size"
             raise UserError(said, file) from None
-        stream = io.BytesIO()
-        Image.fromarray(translated).save(stream, "PNG")
-        gan.write_whole(out / f"{file.stem}.png", stream.getvalue())
+        gan.save_picture(Image.fromarray(translated).save, out / f"{file.stem}.png")
     if larger:
         say(f"note: the model has learnt at {of_training} pixels; --image-size {of_training} shows it what it knows")
     say(f"{gan.plural(len(files), 'image')} translated into {out}")

@@ -243,11 +243,11 @@ def strips(experiment: str, rows: int, columns: int) -> dict[str, Image.Image]:
 
 
 STRIPS = {  # rows and columns of tiles; CycleGAN's are three threes and the gaps between them
-    **dict.fromkeys(("mnist-conv", "collapse", "emoji", "emoji-before"), (2, 8)),
+    **dict.fromkeys(("mnist-conv", "collapse", "emoji", "emoji-before", "longer"), (2, 8)),
     "cyclegan": (3, 12),
 }
 SWEEPS = ("recipe", "loss", "batch-size", "optimizers", "rates")
-STRIPS |= dict.fromkeys((*SWEEPS, "longer"), (2, 8))
+STRIPS |= dict.fromkeys(SWEEPS, (2, 8))
 FIGURES: dict[str, Callable[[], Figure]] = {
     "task1-losses": lambda: of_one("task1", "default", {"J(D)": {"D": "d_loss"}, "J(G)": {"G": "g_loss"}}, "step"),
     "task1-scores": lambda: of_one(

@@ -22,8 +22,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for `pytest` as well as `python -m pytest`
 PATIENCE = 600  # seconds that no process of a test takes on the slowest machine: what takes longer hangs
-# Runs as small as a test's: 8×8 images, a few channels, four steps an epoch. They have a seed: a test of another run
-# each time fails one day in a hundred.
+# Runs as small as a test's: 8×8 images, a few channels, four steps an epoch. They have a seed, for a test whose
+# run is another each time fails now and then.
 TOY = "--image-size 8 --width-g 4 --width-d 4 --latent-dim 8 --batch-size 8 --seed 3 --precision fp32 --device cpu"
 TOY = TOY.split()
 
